@@ -1,0 +1,3 @@
+"""Made With ML: turn a trained text classifier into a service that says "other" instead of guessing."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,203 @@
+"""Bulk scoring: a file of rows in, the same rows with answers out, in order and in constant memory.
+
+    file -> Ray Data blocks -> a pool of predictor actors -> blocks in order -> file, written as they arrive
+
+The output has the input's columns and those of an answer; `probabilities` is a JSON object in CSV and one number
+column per class (`probability_<class>`) in Parquet, so that both stay readable by anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+
+from madewithml import cluster, data, engines, errors, predict
+from madewithml import progress as progress_
+
+if TYPE_CHECKING:
+    import ray.data
+
+logger = logging.getLogger(__name__)
+
+# Rows that travel together. Large enough that Ray's cost per block vanishes, small enough that a block is seconds.
+BLOCK_ROWS = 1024
+
+
+class _Scorer:
+    """A pool member: one predictor, one thread each."""
+
+    def __init__(self, folder: str, engine: str, threshold: float | None, threads: int) -> None:
+        self.predictor = predict.Predictor.from_checkpoint(folder, engine=engine, threshold=threshold, threads=threads)
+
+    def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
+        table = batch.astype(object).where(batch.notna(), "").astype(str)
+        answers = pd.DataFrame(self.predictor.predict(table.to_dict("records")), index=table.index)
+        answers["probabilities"] = answers["probabilities"].map(json.dumps)
+        if "candidates" in answers:
+            answers["candidates"] = answers["candidates"].map(lambda v: json.dumps(v) if isinstance(v, list) else "")
+        clash = [name for name in answers.columns if name in table.columns]
+        return pd.concat([table.drop(columns=clash), answers], axis=1)
+
+
+class _Writer(Protocol):
+    def write(self, table: pd.DataFrame) -> None: ...
+
+
+class _TextWriter:
+    """Appends CSV or JSON Lines."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._file, self._kind, self._first = path.open("w", encoding="utf-8", newline=""), kind, True
+
+    def write(self, table: pd.DataFrame) -> None:
+        if self._kind == "csv":
+            table.to_csv(self._file, index=False, header=self._first, lineterminator="\n")
+        else:
+            shaped = table.assign(probabilities=table["probabilities"].map(json.loads))
+            shaped.to_json(self._file, orient="records", lines=True, force_ascii=False)
+        self._first = False
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ParquetWriter:
+    """Appends row groups."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._writer = path, None
+
+    def write(self, table: pd.DataFrame) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        probabilities = pd.DataFrame(table["probabilities"].map(json.loads).tolist(), index=table.index)
+        shaped = pd.concat([table.drop(columns="probabilities"), probabilities.add_prefix("probability_")], axis=1)
+        arrow = pa.Table.from_pandas(shaped, preserve_index=False)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, arrow.schema)
+        self._writer.write_table(arrow.cast(self._writer.schema))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def predict_file(
+    folder: Path,
+    *,
+    dataset_loc: str,
+    output_loc: str,
+    engine: str = "auto",
+    threshold: float | None = None,
+    num_workers: int | None = None,
+) -> int:
+    """Score a file.
+
+    Args:
+        folder: Checkpoint folder.
+        dataset_loc: CSV, JSON Lines or Parquet file with the text fields as columns.
+        output_loc: File to write, in the format of its ending; replaced only when all is done.
+        engine: What computes logits.
+        threshold: Replaces the recorded threshold.
+        num_workers: Actors in the pool; None means one per core.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        InputError: A file or column is missing or cannot be read; nothing is written then.
+    """
+    target, kind = Path(output_loc), data.file_format(output_loc)
+    if not target.parent.is_dir():
+        raise errors.InputError(f"no folder {str(target.parent)!r} to write {target.name!r} into")
+    fields = predict.checkpoint.read(folder).metadata.text_fields
+    workers = num_workers or engines.available_cores()
+    partial = target.with_name(f".{target.name}.partial")
+    with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:
+        dataset = _dataset(dataset_loc, fields)
+        scored = _scored(dataset, folder, engine=engine, threshold=threshold, workers=workers)
+        count = 0
+        for table in scored:
+            writer.write(table)
+            count += len(table)
+            bar.advance(len(table))
+    partial.replace(target)
+    return count
+
+
+@contextmanager
+def _writer(path: Path, kind: str) -> Iterator[_Writer]:
+    writer = _ParquetWriter(path) if kind == "parquet" else _TextWriter(path, kind)
+    try:
+        yield writer
+    except BaseException:
+        writer.close()
+        path.unlink(missing_ok=True)
+        raise
+    writer.close()
+
+
+def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
+    import ray.data
+
+    kind = data.file_format(location)
+    try:
+        if kind == "csv":
+            dataset = _read_csv(location)
+        elif kind == "jsonl":
+            dataset = ray.data.read_json(location, lines=True)
+        else:
+            dataset = ray.data.read_parquet(location)
+        columns = dataset.schema().names
+    except FileNotFoundError as err:
+        raise errors.InputError(f"no file {location!r}: check --dataset-loc") from err
+    except Exception as err:  # Ray wraps whatever pyarrow says in errors of its own
+        raise errors.InputError(f"{location!r} cannot be read as {kind}: {_cause(err)}") from err
+    data.require_columns(columns, fields, location=location)
+    return dataset
+
+
+def _read_csv(location: str) -> ray.data.Dataset:
+    """All columns as text, quoted line breaks allowed."""
+    import pyarrow.csv
+    import ray.data
+
+    header = pd.read_csv(location, nrows=0, encoding="utf-8").columns
+    return ray.data.read_csv(
+        location,
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, "string"), strings_can_be_null=False
+        ),
+    )
+
+
+def _scored(
+    dataset: ray.data.Dataset, folder: Path, *, engine: str, threshold: float | None, workers: int
+) -> Iterator[pd.DataFrame]:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    scored = dataset.map_batches(
+        _Scorer,
+        fn_constructor_args=(str(folder), engine, threshold, 1),
+        batch_format="pandas",
+        batch_size=BLOCK_ROWS,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    batches: Iterator[Any] = scored.iter_batches(batch_size=None, batch_format="pandas")
+    return batches
+
+
+def _cause(err: BaseException) -> str:
+    lines = [line for line in str(getattr(err, "cause", None) or err).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(err).__name__

@@ -1,0 +1,276 @@
+"""The command line: `madewithml COMMAND --help`. Results go to stdout, everything else to stderr.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import typer
+
+from madewithml import config, errors
+
+app = typer.Typer(
+    name="madewithml",
+    help='Turn a trained text classifier into a service that says "other" instead of guessing.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    # `--run_id` and `--run-id` are the same: scripts in the wild use both.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+
+RunId = Annotated[str, typer.Option("--run-id", help="MLflow run id.")]
+Dataset = Annotated[str, typer.Option("--dataset-loc", help="CSV, JSON Lines or Parquet file (path or URL).")]
+Experiment = Annotated[str, typer.Option("--experiment-name", help="MLflow experiment.")]
+TextFields = Annotated[str, typer.Option(help="Columns whose texts are the model's input, comma-separated.")]
+LabelField = Annotated[str, typer.Option(help="Column with the label.")]
+Results = Annotated[Path | None, typer.Option("--results-fp", help="Write the result here as JSON.")]
+Home = Annotated[Path | None, typer.Option(help="Folder of all state (MADEWITHML_HOME).", show_default=False)]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Confidence below which an answer abstains; default: the run's certificate, else 0.9."),
+]
+
+
+@app.command()
+def train(
+    dataset_loc: Dataset,
+    experiment_name: Experiment,
+    text_fields: TextFields = "title,description",
+    label_field: LabelField = "tag",
+    encoder: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the encoder.")] = None,
+    num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows.")] = 6,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step, over all workers.")] = 16,
+    num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    class_weights: Annotated[bool, typer.Option(help="Let rare classes count more in the loss.")] = False,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a text is cut to.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the split and of fitting.")] = 0,
+    results_fp: Results = None,
+    home: Home = None,
+) -> None:
+    """Train a classifier on a labelled file; the last line of stdout is the run id."""
+    from madewithml import fitting
+    from madewithml import train as train_
+
+    settings = config.load(home=home, encoder=encoder)
+    options = train_.TrainOptions(
+        dataset_loc=dataset_loc,
+        experiment_name=experiment_name,
+        text_fields=_names(text_fields),
+        label_field=label_field,
+        encoder=settings.encoder,
+        max_length=max_length,
+        num_workers=num_workers,
+        parameters=fitting.Hyperparameters(
+            num_epochs=num_epochs, batch_size=batch_size, class_weights=class_weights, seed=seed
+        ),
+    )
+    result = train_.train(options, settings)
+    document = {"run_id": result.run_id, "metrics": result.metrics, "checkpoint": str(result.checkpoint)}
+    _write_results(document, results_fp)
+    print(result.run_id)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Option("--from", help="Transformers sequence-classification folder.")],
+    experiment_name: Experiment,
+    text_fields: TextFields = "title,description",
+    labels: Annotated[str | None, typer.Option(help="Class names in index order, comma-separated.")] = None,
+    dataset_loc: Annotated[str | None, typer.Option(help="Labelled rows the model was not fitted on.")] = None,
+    label_field: LabelField = "tag",
+    home: Home = None,
+) -> None:
+    """Make a run of a classifier that was trained elsewhere; the last line of stdout is the run id."""
+    from madewithml import importing
+
+    options = importing.ImportOptions(
+        source=source,
+        experiment_name=experiment_name,
+        text_fields=_names(text_fields),
+        labels=_names(labels) if labels else None,
+        dataset_loc=dataset_loc,
+        label_field=label_field,
+    )
+    print(importing.import_folder(options, config.load(home=home)))
+
+
+@app.command("best-run")
+def best_run(
+    experiment_name: Experiment,
+    metric: Annotated[str, typer.Option(help="Metric to compare.")] = "val_loss",
+    mode: Annotated[str, typer.Option(help="ASC: the lowest is best; DESC: the highest.")] = "ASC",
+    home: Home = None,
+) -> None:
+    """Print the id of an experiment's best run."""
+    from madewithml import runs
+
+    order = mode.upper()
+    if order not in ("ASC", "DESC"):
+        raise errors.UsageError(f"--mode is {mode!r}: expected ASC or DESC")
+    print(runs.connect(config.load(home=home)).best_run(experiment_name, metric=metric, mode=order))  # type: ignore[arg-type]
+
+
+@app.command()
+def evaluate(
+    run_id: RunId,
+    dataset_loc: Dataset,
+    label_field: LabelField = "tag",
+    slices: Annotated[
+        list[str] | None, typer.Option("--slice", help="Extra slice, NAME=REGEX over the text; may be repeated.")
+    ] = None,
+    results_fp: Results = None,
+    home: Home = None,
+) -> None:
+    """Evaluate a run on a labelled file: overall, per class, per slice, calibration."""
+    from madewithml import evaluate as evaluate_
+    from madewithml import tables
+
+    settings = config.load(home=home)
+    rules = {**settings.slices, **_slice_rules(slices or [])}
+    settings = settings.model_copy(update={"slices": rules})
+    document = evaluate_.evaluate_run(run_id, dataset_loc, settings, label_field=label_field)
+    _write_results(document, results_fp)
+    tables.show_evaluation(document, rich.console.Console())
+
+
+@app.command()
+def predict(
+    run_id: RunId,
+    title: Annotated[str | None, typer.Option(help="Text of the field `title`.")] = None,
+    description: Annotated[str | None, typer.Option(help="Text of the field `description`.")] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(help="Text of any other field, NAME=TEXT; may be repeated.")
+    ] = None,
+    dataset_loc: Annotated[str | None, typer.Option(help="Score this file instead of one row.")] = None,
+    output_loc: Annotated[str | None, typer.Option(help="File for the scored rows.")] = None,
+    threshold: Threshold = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Predictor actors; default: one per core.")] = None,
+    home: Home = None,
+) -> None:
+    """Answer one row as JSON, or score a whole file."""
+    from madewithml import bulk, runs
+    from madewithml import predict as predict_
+
+    given = {"title": title, "description": description, **dict(_pair(item, "--field") for item in field or [])}
+    row = {name: text for name, text in given.items() if text is not None}
+    if bool(row) == bool(dataset_loc) or bool(dataset_loc) != bool(output_loc):
+        raise errors.UsageError("give either --title and --description, or --dataset-loc and --output-loc")
+    settings = config.load(home=home, threshold=threshold)
+    folder = runs.connect(settings).best_checkpoint(run_id)
+    if dataset_loc and output_loc:
+        count = bulk.predict_file(
+            folder,
+            dataset_loc=dataset_loc,
+            output_loc=output_loc,
+            threshold=settings.threshold,
+            num_workers=num_workers,
+        )
+        print(f"{count} rows written to {output_loc}")
+        return
+    predictor = predict_.Predictor.from_checkpoint(folder, threshold=settings.threshold)
+    unknown = sorted(set(row) - set(predictor.checkpoint.metadata.text_fields))
+    if unknown:
+        fields = ", ".join(predictor.checkpoint.metadata.text_fields)
+        raise errors.UsageError(f"the model has no text field {unknown[0]!r}; it has {fields}")
+    if not predictor.texts([row])[0]:
+        raise errors.InputError("the row has no text")
+    print(json.dumps({"results": predictor.predict([row]), "run_id": run_id}, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def promote(
+    run_id: RunId,
+    alias: Annotated[str, typer.Option(help="Alias to move, `champion` for instance.")],
+    name: Annotated[str, typer.Option(help="Registered model.")] = "madewithml",
+    home: Home = None,
+) -> None:
+    """Register a run's checkpoint and point an alias at it."""
+    from madewithml import runs
+
+    version = runs.connect(config.load(home=home)).promote(run_id, name=name, alias=alias)
+    print(f"models:/{name}@{alias} is now version {version} (run {run_id})")
+
+
+@app.command()
+def serve(
+    run_id: Annotated[str | None, typer.Option("--run-id", help="MLflow run to serve.")] = None,
+    model: Annotated[str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder to serve.")] = None,
+    threshold: Threshold = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default 8000.")] = None,
+    replicas: Annotated[str, typer.Option(help="Ray Serve replicas, or `auto`: one per core.")] = "1",
+    local: Annotated[bool, typer.Option("--local", help="Serve without Ray.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes with --local.")] = 1,
+    home: Home = None,
+) -> None:
+    """Serve a run over HTTP until Ctrl-C."""
+    from madewithml import serve as serve_
+
+    settings = config.load(home=home, threshold=threshold, host=host, port=port)
+    count = workers if local else _replica_count(replicas)
+    planned = serve_.plan(settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count)
+    if local:
+        serve_.run_locally(planned)
+    else:
+        serve_.run_on_ray(planned)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process with the exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except errors.MadeWithMLError as err:
+        rich.console.Console(stderr=True).print(f"error: {err.message}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(err.exit_status)
+
+
+def _names(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise errors.UsageError(f"expected comma-separated names, got {value!r}")
+    return names
+
+
+def _pair(item: str, flag: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not name or not equals:
+        raise errors.UsageError(f"{flag} is {item!r}: expected NAME=VALUE")
+    return name, value
+
+
+def _slice_rules(items: Sequence[str]) -> dict[str, str]:
+    return dict(_pair(item, "--slice") for item in items)
+
+
+def _replica_count(value: str) -> int:
+    from madewithml import engines
+
+    if value == "auto":
+        return engines.available_cores()
+    if not value.isdecimal() or int(value) < 1:
+        raise errors.UsageError(f"--replicas is {value!r}: expected a number from 1 or 'auto'")
+    return int(value)
+
+
+def _write_results(document: dict[str, Any], path: Path | None) -> None:
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise errors.InputError(f"no folder {str(path.parent)!r} to write {path.name!r} into")
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Settings: one frozen object, read by an explicit call.
+
+Order of precedence: the command line flag, then the `MADEWITHML_*` variable, then `madewithml.toml` in the
+current folder, then the default. A bad value or an unknown key is an error that names it.
+
+    settings = config.load(port=9000)        # a flag the person gave
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pydantic_settings
+
+from madewithml import errors
+
+PREFIX = "MADEWITHML_"
+FILE = "madewithml.toml"
+# Variables with our prefix that are not settings: read by the Makefile or by the tests.
+NOT_SETTINGS = frozenset({"MADEWITHML_TEST_CACHE", "MADEWITHML_SERVE_PLAN"})
+
+
+class Settings(pydantic_settings.BaseSettings):
+    """Everything that can be set, with its default.
+
+    Attributes:
+        home: Folder of all state: MLflow database and artifacts, caches, logs.
+        tracking_uri: MLflow tracking server; None means SQLite under `home`.
+        encoder: Pretrained encoder to start training from: a folder or a Hugging Face id.
+        datasets: Folder whose files `POST /evaluate/` may name.
+        slices: Extra evaluation slices, name to regular expression.
+        host: Address to listen on.
+        port: TCP port to listen on.
+        threshold: Confidence below which an answer abstains; None means certificate, else 0.9.
+        max_rows: Rows in one call.
+        max_body_bytes: Bytes in one request body.
+        max_queue_rows: Rows waiting in one replica before a call is answered 429.
+        max_batch_size: Rows that go through the model together.
+        request_timeout_s: Seconds after which a waiting request is answered 504.
+        drain_timeout_s: Seconds granted to accepted requests when the service stops.
+    """
+
+    model_config = pydantic_settings.SettingsConfigDict(
+        env_prefix=PREFIX, toml_file=FILE, extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    home: Path = Path(".madewithml")
+    tracking_uri: str | None = None
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    datasets: Path = Path("datasets")
+    slices: dict[str, str] = pydantic.Field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: int = pydantic.Field(default=8000, ge=1, le=65535)
+    threshold: float | None = pydantic.Field(default=None, ge=0.0, le=1.0)
+    max_rows: int = pydantic.Field(default=1000, ge=1)
+    max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
+    max_queue_rows: int = pydantic.Field(default=2000, ge=1)
+    max_batch_size: int = pydantic.Field(default=16, ge=1)
+    request_timeout_s: float = pydantic.Field(default=30.0, gt=0)
+    drain_timeout_s: float = pydantic.Field(default=10.0, gt=0)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[pydantic_settings.BaseSettings],
+        init_settings: pydantic_settings.PydanticBaseSettingsSource,
+        env_settings: pydantic_settings.PydanticBaseSettingsSource,
+        dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
+        file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
+    ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
+        """Flags, then variables, then the file; no `.env` and no secrets folder."""
+        return init_settings, env_settings, pydantic_settings.TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def mlflow_uri(self) -> str:
+        """The tracking URI in force: setting, then `MLFLOW_TRACKING_URI`, then SQLite under `home`."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self.sqlite_uri
+
+    @property
+    def sqlite_uri(self) -> str:
+        """Our own tracking database, under `home`."""
+        return f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+
+def load(**flags: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        **flags: Values given on the command line; None means "not given".
+
+    Returns:
+        The frozen settings.
+
+    Raises:
+        UsageError: A value cannot be used, or a variable or key is unknown; the message names it.
+    """
+    _refuse_unknown_variables()
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except pydantic.ValidationError as err:
+        raise errors.UsageError("; ".join(_describe(fault) for fault in err.errors())) from err
+    except (pydantic_settings.SettingsError, ValueError) as err:
+        msg = f"settings could not be read: {err}. Check {FILE} and the {PREFIX}* variables."
+        raise errors.UsageError(msg) from err
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        msg = f"unknown variable {unknown[0]!r}. Known: {', '.join(sorted(known - NOT_SETTINGS))}."
+        raise errors.UsageError(msg)
+
+
+def _describe(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown setting {name!r} (in {FILE}?). Known: {', '.join(sorted(Settings.model_fields))}."
+    return f"bad value {fault['input']!r} for {name!r}: {fault['msg']} (flag, {PREFIX}{name.upper()} or {FILE})"

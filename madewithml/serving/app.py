@@ -1,0 +1,159 @@
+"""The app: routes that parse, call and shape; nothing else. The same under Ray Serve, uvicorn and a test client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+import madewithml
+from madewithml import errors
+from madewithml.serving import identity, openapi, problems
+
+if TYPE_CHECKING:
+    from madewithml.serving import service
+
+
+def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> FastAPI:
+    """Build the app around a service.
+
+    Args:
+        kitchen: The service; warmed up by the time the first request comes.
+        adds_request_id: Whether answers get an `X-Request-Id` here; False where the server in front adds one.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await kitchen.stop()
+
+    app = FastAPI(
+        title="Made With ML",
+        version=madewithml.__version__,
+        description='A text classifier that says "other" when it is not sure.',
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.adds_request_id = adds_request_id
+    problems.install(app)
+    _add_predict(app, kitchen)
+    _add_evaluate(app, kitchen)
+    _add_facts(app, kitchen)
+    _add_health(app, kitchen)
+    return app
+
+
+def _add_predict(app: FastAPI, kitchen: service.Service) -> None:
+    async def predict(request: Request) -> Response:
+        rows = kitchen.schema.parse(await read_body(request, max_bytes=kitchen.settings.max_body_bytes))
+        results = await kitchen.answer(rows)
+        document = {"results": results, "run_id": kitchen.run_id, "request_id": identity.request_id(request)}
+        return json_response(request, document)
+
+    documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
+    _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
+
+
+def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
+    async def evaluate(request: Request) -> Response:
+        name = _dataset_name(await read_body(request, max_bytes=kitchen.settings.max_body_bytes))
+        return json_response(request, await kitchen.evaluate(name))
+
+    summary = "Evaluate on a named dataset of the configured folder"
+    _post(app, "/evaluate", evaluate, summary=summary, documentation=openapi.evaluate())
+
+
+def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
+    async def index(request: Request) -> Response:
+        return json_response(request, {"message": "OK", "status-code": 200, "data": {}})
+
+    async def run_id(request: Request) -> Response:
+        return json_response(request, {"run_id": kitchen.run_id})
+
+    async def model(request: Request) -> Response:
+        return json_response(request, kitchen.description())
+
+    async def policy(request: Request) -> Response:
+        return json_response(request, kitchen.predictor.policy.to_dict())
+
+    _get(app, "/", index, summary="Whether it answers at all")
+    _get(app, "/run_id/", run_id, summary="The run behind the answers")
+    _get(app, "/model", model, summary="Labels, text fields, engine, limits and hashes of the model")
+    _get(app, "/policy", policy, summary="Threshold, temperature and what they rest on")
+
+
+def _add_health(app: FastAPI, kitchen: service.Service) -> None:
+    async def live(request: Request) -> Response:
+        return json_response(request, {"status": "live"})
+
+    async def ready(request: Request) -> Response:
+        if not kitchen.ready:
+            raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
+        return json_response(request, {"status": "ready"})
+
+    _get(app, "/health/live", live, summary="Liveness")
+    _get(app, "/health/ready", ready, summary="Readiness: weights loaded and verified, golden rows agree, warmed up")
+
+
+def _post(app: FastAPI, path: str, endpoint: Any, *, summary: str, documentation: dict[str, Any]) -> None:
+    """Register with and without the final slash; only one of them is documented."""
+    name = endpoint.__name__
+    app.post(f"{path}/", summary=summary, operation_id=name, response_class=Response, **documentation)(endpoint)
+    app.post(path, include_in_schema=False, response_class=Response)(endpoint)
+
+
+def _get(app: FastAPI, path: str, endpoint: Any, *, summary: str) -> None:
+    name = endpoint.__name__
+    app.get(path, summary=summary, operation_id=name, response_class=Response, **openapi.plain())(endpoint)
+    other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+    if other:
+        app.get(other, include_in_schema=False, response_class=Response)(endpoint)
+
+
+def json_response(request: Request, document: dict[str, Any]) -> Response:
+    """A JSON response that names its request."""
+    return Response(orjson.dumps(document), headers=identity.headers(request), media_type="application/json")
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """The body, read no further than the limit.
+
+    Raises:
+        UnsupportedMediaError: Its content type is not JSON.
+        BodyTooLargeError: It is longer than `max_bytes`.
+    """
+    media_type = request.headers.get("content-type", "application/json").split(";", 1)[0].strip().lower()
+    if not (media_type.endswith("/json") or media_type.endswith("+json")):
+        msg = f"content type {media_type[:100]!r} is not supported: send JSON with 'Content-Type: application/json'"
+        raise errors.UnsupportedMediaError(msg)
+    too_large = errors.BodyTooLargeError(f"the body is larger than {max_bytes} bytes: send fewer rows in one call")
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes:
+                raise too_large
+            pieces.append(piece)
+    except ClientDisconnect as err:
+        raise errors.MalformedBodyError("the connection closed before the body was complete") from err
+    return b"".join(pieces)
+
+
+def _dataset_name(body: bytes) -> str:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as err:
+        raise errors.MalformedBodyError(f"the body is not JSON: {err}") from err
+    name = document.get("dataset") if isinstance(document, dict) else None
+    if not isinstance(name, str) or set(document) != {"dataset"}:
+        raise errors.InvalidRequestError('expected {"dataset": NAME}, the name of a file in the dataset folder')
+    return name

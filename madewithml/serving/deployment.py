@@ -1,0 +1,57 @@
+"""The Ray Serve deployment: one replica holds one service.
+
+Import it through `madewithml.serve`, which sets the variables that Ray Serve reads when it is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from madewithml import config, engines, errors, predict
+from madewithml.serving import app, service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+@serve.deployment(max_ongoing_requests=4096, health_check_period_s=2, health_check_timeout_s=10)
+@serve.ingress()
+class ModelDeployment:
+    """A run's best checkpoint as an HTTP service.
+
+    Args:
+        run_id: MLflow run; its best checkpoint is loaded, once, when the replica starts.
+        threshold: Confidence below which an answer abstains; None takes the run's certificate, else 0.9.
+        checkpoint: Folder to load instead of asking MLflow.
+        settings: Settings as `config.Settings.model_dump` gives them; None reads them where the replica runs.
+        threads: Threads of one computation; None means every core the replica may use.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        threshold: float | None = None,
+        *,
+        checkpoint: str | None = None,
+        settings: dict[str, Any] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        folder = Path(checkpoint) if checkpoint else predict.get_best_checkpoint(run_id)
+        predictor = predict.TorchPredictor.from_checkpoint(
+            folder, threshold=threshold, threads=threads or engines.available_cores()
+        )
+        found = config.Settings.model_construct(**settings) if settings else config.load()
+        self.service = service.Service(predictor, run_id=run_id, settings=found)
+        self.service.warm_up()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve once the constructor is through."""
+        return app.create_app(self.service, adds_request_id=False)
+
+    def check_health(self) -> None:
+        """Called by Ray Serve every few seconds."""
+        if not self.service.ready:
+            raise errors.NotReadyError("the replica is starting or stopping")

@@ -1,0 +1,27 @@
+"""The identity of a request: the caller's `X-Request-Id` if it is a sane one, else a new one."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+SANE = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def request_id(request: Request) -> str:
+    """The request's id; the same for every call on one request."""
+    known: str | None = request.scope.get("madewithml.request_id")
+    if known is None:
+        given = request.headers.get("x-request-id", "")
+        known = given if SANE.fullmatch(given) else uuid.uuid4().hex
+        request.scope["madewithml.request_id"] = known
+    return known
+
+
+def headers(request: Request) -> dict[str, str]:
+    """The header that tells the caller the id, unless the server in front of the app adds it (Ray Serve does)."""
+    return {"X-Request-Id": request_id(request)} if request.app.state.adds_request_id else {}

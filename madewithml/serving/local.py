@@ -1,0 +1,87 @@
+"""Serving without Ray: the same app from one or more uvicorn processes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from madewithml import config, predict
+from madewithml.serving import app, service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
+
+
+def app_from_environment() -> FastAPI:
+    """Build the app from the plan in the environment; called by uvicorn in each worker process."""
+    plan: dict[str, Any] = json.loads(os.environ[PLAN_VARIABLE])
+    settings = config.Settings.model_construct(**plan["settings"])
+    predictor = predict.TorchPredictor.from_checkpoint(
+        plan["checkpoint"], threshold=plan["threshold"], threads=plan["threads"]
+    )
+    kitchen = service.Service(predictor, run_id=plan["run_id"], settings=settings)
+    kitchen.warm_up()
+    return app.create_app(kitchen)
+
+
+def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: int, threads: int, announce: str) -> None:
+    """Serve until a signal comes; returns when everything accepted is answered.
+
+    Args:
+        run_id: Named in every answer.
+        checkpoint: Folder to load.
+        settings: Address, limits, threshold.
+        workers: Processes that share the port.
+        threads: Threads of one computation in each.
+        announce: Line to log when the first process is up.
+    """
+    plan = {
+        "run_id": run_id,
+        "checkpoint": str(checkpoint),
+        "threshold": settings.threshold,
+        "threads": threads,
+        "settings": settings.model_dump(mode="json"),
+    }
+    os.environ[PLAN_VARIABLE] = json.dumps(plan)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal that ended it once more when it is done; a clean stop ends with status 0 instead.
+        signal.signal(number, lambda *_: None)
+    announcer = threading.Thread(target=_announce_when_ready, args=(settings, announce), daemon=True)
+    announcer.start()
+    uvicorn.run(
+        "madewithml.serving.local:app_from_environment",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=workers,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
+    )
+
+
+def _announce_when_ready(settings: config.Settings, announce: str) -> None:
+    """Print the announcement when the first process answers."""
+    while True:
+        connection = http.client.HTTPConnection(settings.host, settings.port, timeout=5)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == http.HTTPStatus.OK:
+                print(announce, flush=True)  # noqa: T201 - the command's own output
+                return
+        except OSError:
+            pass  # not listening yet
+        finally:
+            connection.close()
+        time.sleep(0.05)

@@ -1,0 +1,115 @@
+"""What `/openapi.json` says of bodies and answers, with examples from the loaded checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from madewithml import errors
+from madewithml.serving import problems, schemas
+
+PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "required": ["type", "title", "status", "detail", "request_id", "errors"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+RESULT: dict[str, Any] = {
+    "type": "object",
+    "title": "Answer",
+    "required": ["prediction", "probabilities", "label", "confidence", "decision", "reason", "threshold", "truncated"],
+    "properties": {
+        "prediction": {"type": "string", "description": "the label if accepted, else the abstain label"},
+        "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
+        "label": {"type": "string", "description": "the most probable class"},
+        "confidence": {"type": "number", "description": "its probability"},
+        "decision": {"type": "string", "enum": ["accepted", "abstained"]},
+        "reason": {"type": ["string", "null"]},
+        "threshold": {"type": "number"},
+        "truncated": {"type": "boolean", "description": "whether the text was cut to fit the model"},
+        "candidates": {"type": "array", "items": {"type": "string"}},
+    },
+}
+POST_ERRORS = (
+    errors.MalformedBodyError,
+    errors.BodyTooLargeError,
+    errors.UnsupportedMediaError,
+    errors.InvalidRequestError,
+    errors.OverloadedError,
+    errors.NotReadyError,
+    errors.DeadlineExceededError,
+)
+
+
+def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: str) -> dict[str, Any]:
+    """Documentation of `POST /predict/`."""
+    rest = 0.02 / max(1, len(classes) - 1)
+    answer = {
+        "prediction": classes[0],
+        "probabilities": {name: 0.98 if name == classes[0] else rest for name in classes},
+        "label": classes[0],
+        "confidence": 0.98,
+        "decision": "accepted",
+        "reason": None,
+        "threshold": 0.9,
+        "truncated": False,
+    }
+    answers = {
+        "type": "object",
+        "title": "Answers",
+        "required": ["results", "run_id", "request_id"],
+        "properties": {
+            "results": {"type": "array", "items": RESULT},
+            "run_id": {"type": "string"},
+            "request_id": {"type": "string"},
+        },
+    }
+    example = {"results": [answer], "run_id": run_id, "request_id": "5f2b9c0e"}
+    return _documented(body=schema.json_schema(), body_example=schema.example(), answer=answers, answer_example=example)
+
+
+def evaluate() -> dict[str, Any]:
+    """Documentation of `POST /evaluate/`."""
+    body = {
+        "type": "object",
+        "required": ["dataset"],
+        "properties": {"dataset": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    documented = _documented(
+        body=body, body_example={"dataset": "projects.csv"}, answer={"type": "object"}, answer_example={}
+    )
+    documented["responses"][404] = _problem("No such dataset")
+    return documented
+
+
+def plain() -> dict[str, Any]:
+    """Documentation of a route without a body."""
+    return {
+        "responses": {
+            200: {"content": {"application/json": {"schema": {"type": "object"}}}},
+            503: _problem("Not ready"),
+        }
+    }
+
+
+def _documented(
+    *, body: dict[str, Any], body_example: dict[str, Any], answer: dict[str, Any], answer_example: dict[str, Any]
+) -> dict[str, Any]:
+    responses: dict[int, Any] = {
+        200: {"content": {"application/json": {"schema": answer, "example": answer_example}}},
+        **{err.status: _problem(err.title) for err in POST_ERRORS},
+    }
+    content = {"application/json": {"schema": body, "example": body_example}}
+    return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "responses": responses}
+
+
+def _problem(title: str) -> dict[str, Any]:
+    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": PROBLEM}}}

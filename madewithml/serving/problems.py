@@ -1,0 +1,81 @@
+"""Errors on the wire: RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from madewithml import errors
+from madewithml.serving import identity
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+BY_STATUS = {
+    404: ("unknown_resource", "Not found", "no such route; GET /docs lists them"),
+    405: ("method_not_allowed", "Method not allowed", "this route does not take this method"),
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem document."""
+    app.add_exception_handler(errors.MadeWithMLError, _on_own)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+async def _on_own(request: Request, err: Exception) -> Response:
+    assert isinstance(err, errors.MadeWithMLError)  # registered for this class
+    if err.status >= 500 and not isinstance(err, errors.RequestError):
+        logger.error("%s: %s", err.code, err.message)
+    extra: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if isinstance(err, errors.RequestError):
+        extra = {"errors": err.errors}
+        if err.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(err.retry_after_s)))
+    return problem(request, err.status, err.code, err.title, err.message, headers=headers, extra=extra)
+
+
+async def _on_http(request: Request, err: Exception) -> Response:
+    assert isinstance(err, HTTPException)  # registered for this class
+    code, title, detail = BY_STATUS.get(err.status_code, ("bad_request", "Bad request", str(err.detail)))
+    return problem(request, err.status_code, code, title, detail, headers=dict(err.headers or {}))
+
+
+async def _on_unexpected(request: Request, err: Exception) -> Response:
+    logger.error("unexpected error", exc_info=err)
+    return problem(request, 500, "internal", "Internal error", "the server failed; the log has the reason")
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Response:
+    """A problem document as a response."""
+    document = {
+        "type": f"urn:madewithml:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": identity.request_id(request),
+        "errors": [],
+        **(extra or {}),
+    }
+    content = orjson.dumps(document)
+    return Response(content, status, {**identity.headers(request), **(headers or {})}, media_type=MEDIA_TYPE)

@@ -1,0 +1,149 @@
+"""One replica's service: a predictor behind a queue, and whether it may be asked.
+
+It is what the routes talk to, whether the app runs under Ray Serve, uvicorn or a test client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import madewithml
+from madewithml import config, data, errors, evaluate, predict, tokenization
+from madewithml.serving import batching, schemas
+
+logger = logging.getLogger(__name__)
+
+# Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
+INLINE_CHARACTERS = 20_000
+
+
+class Service:
+    """A predictor that many callers share.
+
+    Args:
+        predictor: What answers.
+        run_id: Where it came from.
+        settings: Limits and folders.
+    """
+
+    def __init__(self, predictor: predict.Predictor, *, run_id: str, settings: config.Settings) -> None:
+        self.predictor = predictor
+        self.run_id = run_id
+        self.settings = settings
+        metadata = predictor.checkpoint.metadata
+        self.schema = schemas.RequestSchema(metadata.text_fields, max_rows=settings.max_rows)
+        self.ready = False
+        self._batcher = batching.Batcher(
+            predictor.answer, max_batch_size=settings.max_batch_size, max_queue_rows=settings.max_queue_rows
+        )
+        self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
+        self._evaluating = asyncio.Lock()
+
+    def warm_up(self) -> None:
+        """Check the golden rows and run the batch shapes in use once; ready afterwards.
+
+        Raises:
+            CheckpointError: The golden rows do not come out as recorded.
+        """
+        difference = self.predictor.check_golden()
+        example = self.predictor.texts([self.schema.example()])
+        for size in (1, self.settings.max_batch_size):
+            self.predictor.predict_texts(example * size)
+        logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
+        self.ready = True
+
+    async def answer(self, rows: Sequence[schemas.Row], *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+        """One answer per row.
+
+        Raises:
+            NotReadyError: The service is starting or stopping.
+            OverloadedError: The queue is full.
+            DeadlineExceededError: The rows waited too long.
+        """
+        if not self.ready:
+            raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
+        inputs = self.predictor.texts(rows)
+        tokens = await self._tokenise(inputs)
+        return await self._batcher.submit(tokens, timeout_s=timeout_s or self.settings.request_timeout_s)
+
+    async def _tokenise(self, inputs: Sequence[str]) -> list[tokenization.Tokens]:
+        if sum(map(len, inputs)) <= INLINE_CHARACTERS:
+            return self.predictor.tokenizer.encode(inputs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self.predictor.tokenizer.encode, inputs)
+
+    def description(self) -> dict[str, Any]:
+        """What `GET /model` says."""
+        metadata, engine = self.predictor.checkpoint.metadata, self.predictor.engine
+        settings = self.settings
+        return {
+            "name": "madewithml",
+            "version": madewithml.__version__,
+            "run_id": self.run_id,
+            "labels": metadata.labels,
+            "text_fields": metadata.text_fields,
+            "max_length": metadata.max_length,
+            "abstain_label": self.predictor.policy.abstain_label,
+            "encoder": metadata.encoder,
+            "engine": {"name": engine.name, "precision": engine.precision},
+            "limits": {
+                "max_rows": settings.max_rows,
+                "max_body_bytes": settings.max_body_bytes,
+                "max_queue_rows": settings.max_queue_rows,
+                "max_batch_size": settings.max_batch_size,
+                "request_timeout_s": settings.request_timeout_s,
+            },
+            "hashes": {**metadata.files, "data": metadata.data_sha256},
+            "libraries": metadata.libraries,
+        }
+
+    async def evaluate(self, name: str) -> dict[str, Any]:
+        """Evaluate on a named file of the configured dataset folder, one evaluation at a time.
+
+        Raises:
+            UnknownResourceError: No such file there.
+            OverloadedError: Another evaluation is running.
+            InvalidRequestError: The file cannot be evaluated on.
+        """
+        path = self._dataset(name)
+        if self._evaluating.locked():
+            raise errors.OverloadedError("an evaluation is running: try again when it is done", retry_after_s=10)
+        async with self._evaluating:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, self._evaluate, path)
+
+    def _dataset(self, name: str) -> Path:
+        folder = self.settings.datasets
+        # A listing, not a path built from the caller's words: nothing outside the folder can be named.
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if (
+                name in (path.name, path.stem)
+                and path.suffix in data.READERS
+                and path.is_file()
+                and not path.is_symlink()
+            ):
+                return path
+        raise errors.UnknownResourceError(f"no dataset {name[:100]!r} in the configured dataset folder")
+
+    def _evaluate(self, path: Path) -> dict[str, Any]:
+        fields = self.predictor.checkpoint.metadata.text_fields
+        try:
+            rows = data.read_labelled(str(path), text_fields=fields, label_field="tag")
+            return evaluate.evaluate(
+                self.predictor, rows, run_id=self.run_id, dataset=path.name, slices=self.settings.slices
+            )
+        except errors.InputError as err:
+            raise errors.InvalidRequestError(err.message.replace(str(path), path.name)) from err
+
+    async def stop(self) -> None:
+        """Refuse new work, finish what was accepted."""
+        self.ready = False
+        try:
+            await asyncio.wait_for(self._batcher.drain(), self.settings.drain_timeout_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            logger.warning("stopped with %d rows unanswered", self._batcher.waiting)
+        self._workers.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,87 @@
+"""Text to token ids, by the `tokenizers` library alone: no Transformers, no torch.
+
+texts -> Tokenizer.encode -> list[Tokens] -> pad -> ids, mask [n, longest]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from madewithml import errors
+
+Ints = npt.NDArray[np.int64]
+
+# A text is cut here before it is tokenised, so that ten megabytes in one cell cost no more than a page. It is far
+# above what fits a model: 512 tokens of English are about 2,500 characters.
+MAX_CHARACTERS = 100_000
+
+
+class Tokens(NamedTuple):
+    """One tokenised text: its ids, special tokens included, and whether it was cut to fit the model."""
+
+    ids: list[int]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Attributes:
+        backend: The `tokenizers` object, set to truncate and not to pad.
+        pad_id: Id that fills short rows.
+    """
+
+    backend: tokenizers.Tokenizer
+    pad_id: int
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
+        """Read a `tokenizer.json`.
+
+        Args:
+            path: The file.
+            max_length: Tokens that fit the model, special tokens included.
+            pad_id: Id that fills short rows.
+
+        Raises:
+            CheckpointError: The file is not a tokenizer.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as err:  # the library raises bare Exception for every fault
+            raise errors.CheckpointError(f"{str(path)!r} is not a tokenizer file: {err}") from err
+        backend.no_padding()
+        backend.enable_truncation(max_length)
+        return cls(backend, pad_id)
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokenise texts; each one alone, so that a text's ids never depend on its neighbours."""
+        cut = [text[:MAX_CHARACTERS] for text in texts]
+        encodings = self.backend.encode_batch_fast(cut)
+        return [
+            Tokens(encoding.ids, bool(encoding.overflowing) or len(text) > MAX_CHARACTERS)
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+
+def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Ints, Ints]:
+    """Rows of ids to one rectangle.
+
+    Returns:
+        ids and mask, both int64 [n, longest row]; the mask is 1 where there is a token.
+    """
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask

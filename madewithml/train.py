@@ -1,0 +1,299 @@
+"""Training: a labelled file becomes an MLflow run with a checkpoint.
+
+    file -> data.read_labelled -> data.split -> tokens -> Ray Train workers (`fit`) -> checkpoint -> MLflow
+
+The same path serves one worker on a laptop and many on a cluster: Ray Train's `TorchTrainer` starts the workers, each
+takes its share of every batch, and the best epoch by validation loss becomes the checkpoint. The driver, which is the
+person's own process, owns the terminal and MLflow; workers report to it through a Ray queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from madewithml import (
+    checkpoint,
+    cluster,
+    config,
+    data,
+    decision,
+    encoders,
+    errors,
+    fitting,
+    models,
+    packing,
+    runs,
+    tokenization,
+)
+from madewithml import progress as progress_
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training run is asked to do.
+
+    Attributes:
+        dataset_loc: Path or URL of the labelled file.
+        experiment_name: MLflow experiment.
+        text_fields: Columns whose texts are the input.
+        label_field: Column with the label.
+        encoder: Pretrained encoder: a folder or a Hugging Face id.
+        abstain_label: Prediction of an abstained answer.
+        max_length: Tokens a text is cut to, special tokens included.
+        num_workers: Ray Train workers.
+        shares: Share of the rows in each split.
+        parameters: What governs fitting.
+    """
+
+    dataset_loc: str
+    experiment_name: str
+    text_fields: tuple[str, ...] = ("title", "description")
+    label_field: str = "tag"
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    abstain_label: str = decision.ABSTAIN_LABEL
+    max_length: int = DEFAULT_MAX_LENGTH
+    num_workers: int = 1
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(data.DEFAULT_SHARES))
+    parameters: fitting.Hyperparameters = fitting.Hyperparameters()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of it: run id, metrics of the best epoch, and the checkpoint's folder."""
+
+    run_id: str
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+def train(options: TrainOptions, settings: config.Settings) -> TrainResult:
+    """Train a classifier and log it as an MLflow run.
+
+    Raises:
+        InputError: The file or a class in it cannot be used.
+        NotFoundError: The encoder or the tracking server cannot be reached.
+    """
+    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field=options.label_field)
+    labels = check_classes(rows.labels)
+    parts = data.split(rows.labels, shares=options.shares, seed=options.parameters.seed)
+    encoder = encoders.find(options.encoder)
+    store = runs.connect(settings)
+    with store.new_run(
+        options.experiment_name, params=_params(options, rows), tags={"madewithml.kind": "train"}
+    ) as run_id:
+        store.log_splits(run_id, rows, parts)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / runs.MODEL_NAME
+            metrics = _fit(
+                options, encoder, rows, parts, labels, folder, lambda m, e: store.log_metrics(run_id, m, step=e)
+            )
+            metadata = _metadata(options, encoder, labels, rows)
+            packing.finish(folder, metadata, [rows.texts[i] for i in parts["validation"]])
+            store.log_checkpoint(run_id, folder, val_loss=metrics["val_loss"], step=int(metrics["epoch"]))
+        store.log_metrics(run_id, metrics, step=int(metrics["epoch"]))
+    return TrainResult(run_id, metrics, store.best_checkpoint(run_id))
+
+
+def check_classes(labels: Sequence[str]) -> list[str]:
+    """The classes in index order (sorted).
+
+    Raises:
+        InputError: There is only one.
+    """
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise errors.InputError(f"all rows have the label {classes[0]!r}: a classifier needs at least two classes")
+    return classes
+
+
+def _params(options: TrainOptions, rows: data.LabelledText) -> dict[str, Any]:
+    values = dataclasses.asdict(options)
+    parameters = values.pop("parameters")
+    values["text_fields"] = ",".join(options.text_fields)
+    return {**values, **parameters, "data_sha256": rows.sha256, "num_rows": len(rows)}
+
+
+def _metadata(
+    options: TrainOptions, encoder: encoders.Encoder, labels: list[str], rows: data.LabelledText
+) -> checkpoint.Metadata:
+    return checkpoint.Metadata(
+        labels=labels,
+        text_fields=list(options.text_fields),
+        max_length=_max_length(options, encoder),
+        pad_id=models.pad_id(encoder.folder),
+        abstain_label=options.abstain_label,
+        encoder={"name": encoder.name, "sha256": encoder.sha256},
+        data_sha256=rows.sha256,
+        libraries=packing.library_versions(),
+    )
+
+
+def _max_length(options: TrainOptions, encoder: encoders.Encoder) -> int:
+    return min(options.max_length, models.max_length(encoder.folder))
+
+
+def _fit(
+    options: TrainOptions,
+    encoder: encoders.Encoder,
+    rows: data.LabelledText,
+    parts: Mapping[str, Sequence[int]],
+    labels: Sequence[str],
+    folder: Path,
+    log_epoch: Callable[[dict[str, float], int], None],
+) -> dict[str, float]:
+    """Run the workers; leaves model and tokenizer in `folder`, returns the best epoch's metrics."""
+    folder.mkdir()
+    models.save_tokenizer(encoder.folder, folder)
+    tokenizer = tokenization.Tokenizer.from_file(
+        folder / "tokenizer.json", max_length=_max_length(options, encoder), pad_id=models.pad_id(encoder.folder)
+    )
+    index = {label: i for i, label in enumerate(labels)}
+
+    def examples(part: str) -> fitting.Examples:
+        chosen = [rows.texts[i] for i in parts[part]]
+        return fitting.Examples([t.ids for t in tokenizer.encode(chosen)], [index[rows.labels[i]] for i in parts[part]])
+
+    job: dict[str, Any] = {
+        "encoder": options.encoder,
+        "encoder_sha256": encoder.sha256,
+        "labels": list(labels),
+        "train": examples("train"),
+        "validation": examples("validation"),
+        "pad_id": tokenizer.pad_id,
+        "parameters": options.parameters,
+    }
+    with cluster.session():
+        return _run_workers(job, num_workers=options.num_workers, folder=folder, log_epoch=log_epoch)
+
+
+def _run_workers(
+    job: dict[str, Any], *, num_workers: int, folder: Path, log_epoch: Callable[[dict[str, float], int], None]
+) -> dict[str, float]:
+    import ray
+    import ray.train
+    import ray.train.torch
+    import ray.util.queue
+
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
+    queue = ray.util.queue.Queue(actor_options={"num_cpus": 0})
+    reader = threading.Thread(target=_relay, args=(queue, job, log_epoch), daemon=True)
+    reader.start()
+    with tempfile.TemporaryDirectory() as storage:
+        trainer = ray.train.torch.TorchTrainer(
+            fit,
+            train_loop_config={**job, "queue": queue, "threads": cores},
+            scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": cores}),
+            run_config=ray.train.RunConfig(
+                storage_path=storage,
+                name="train",
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
+                ),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as err:
+            raise errors.InputError(f"training failed in a worker: {_last_line(err)}") from err
+        finally:
+            queue.put(None)
+            reader.join(timeout=30)
+        best, metrics = result.best_checkpoints[0]
+        best.to_directory(str(folder))
+    return {name: float(metrics[name]) for name in ("epoch", "train_loss", "val_loss", "val_accuracy")}
+
+
+def _relay(queue: Any, job: dict[str, Any], log_epoch: Callable[[dict[str, float], int], None]) -> None:
+    """Turn what the workers report into progress and MLflow metrics, in the driver."""
+    parameters: fitting.Hyperparameters = job["parameters"]
+    with progress_.track("training", total=parameters.num_epochs * len(job["train"])) as bar:
+        while (event := queue.get()) is not None:
+            if "epoch" in event:
+                log_epoch({k: v for k, v in event.items() if k != "epoch"}, int(event["epoch"]))
+                bar.advance(
+                    0, f"epoch {event['epoch']}: val_loss {event['val_loss']:.3f}, accuracy {event['val_accuracy']:.3f}"
+                )
+            else:
+                bar.advance(event["rows"])
+
+
+def _last_line(err: BaseException) -> str:
+    lines = [line for line in str(err).splitlines() if line.strip()]
+    return lines[-1] if lines else type(err).__name__
+
+
+def fit(job: dict[str, Any]) -> None:
+    """The loop of one training worker: epochs, validation, early stopping, a checkpoint for each better epoch."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    parameters: fitting.Hyperparameters = job["parameters"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(parameters.seed)
+    torch.use_deterministic_algorithms(mode=True)
+    encoder = encoders.find(job["encoder"])
+    if encoder.sha256 != job["encoder_sha256"]:
+        raise errors.InputError(f"encoder {encoder.name!r} differs between machines of the cluster")
+    model = models.from_encoder(encoder, job["labels"])
+    head = models.head_parameters(model)
+    train: fitting.Examples = job["train"]
+    weights = fitting.balanced_weights(train.labels, len(job["labels"])) if parameters.class_weights else None
+    lengths = [len(tokens) for tokens in train.tokens]
+    batch_size = max(1, parameters.batch_size // world)
+    usable = len(train) - len(train) % world  # every worker takes the same number of steps
+    steps_per_epoch = -(-(usable // world) // batch_size)
+    wrapped = ray.train.torch.prepare_model(model)
+    optimizer, schedule = fitting.make_optimizer(
+        model, head, parameters, total_steps=steps_per_epoch * parameters.num_epochs
+    )
+    stopping = fitting.EarlyStopping(parameters.patience)
+    for epoch in range(1, parameters.num_epochs + 1):
+        order = fitting.epoch_order(lengths, batch_size=parameters.batch_size, seed=parameters.seed, epoch=epoch)
+        losses = []
+        for batch in fitting.batches(
+            train, batch_size=batch_size, pad_id=job["pad_id"], order=order[:usable][rank::world]
+        ):
+            losses.append(fitting.train_step(wrapped, optimizer, batch, weights))
+            schedule.step()
+            if rank == 0:
+                job["queue"].put({"rows": len(batch[2]) * world})
+        val_loss, val_accuracy = fitting.eval_step(model, job["validation"], batch_size=64, pad_id=job["pad_id"])
+        metrics = {
+            "epoch": epoch,
+            "train_loss": float(np.mean(losses)),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        _report(metrics, model if stopping.is_better(val_loss) and rank == 0 else None)
+        if rank == 0:
+            job["queue"].put(metrics)
+        if stopping.should_stop:
+            break
+
+
+def _report(metrics: dict[str, float], model: Any) -> None:
+    """Report one epoch to Ray Train, with a checkpoint if a model is given."""
+    import ray.train
+
+    if model is None:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        models.save(model, Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
