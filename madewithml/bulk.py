@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
-from madewithml import cluster, data, engines, errors, predict
+from madewithml import checkpoint, cluster, data, engines, errors, predict
 from madewithml import progress as progress_
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class _Scorer:
         self.predictor = predict.Predictor.from_checkpoint(folder, engine=engine, threshold=threshold, threads=threads)
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
-        table = batch.astype(object).where(batch.notna(), "").astype(str)
-        answers = pd.DataFrame(self.predictor.predict(table.to_dict("records")), index=table.index)
+        table = data.as_text(batch)
+        answers = pd.DataFrame(self.predictor.predict(data.as_rows(batch)), index=table.index)
         answers["probabilities"] = answers["probabilities"].map(json.dumps)
         if "candidates" in answers:
             answers["candidates"] = answers["candidates"].map(lambda v: json.dumps(v) if isinstance(v, list) else "")
@@ -71,7 +71,8 @@ class _ParquetWriter:
     """Appends row groups."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._writer = path, None
+        self._path = path
+        self._writer: Any = None
 
     def write(self, table: pd.DataFrame) -> None:
         import pyarrow as pa
@@ -117,7 +118,7 @@ def predict_file(
     target, kind = Path(output_loc), data.file_format(output_loc)
     if not target.parent.is_dir():
         raise errors.InputError(f"no folder {str(target.parent)!r} to write {target.name!r} into")
-    fields = predict.checkpoint.read(folder).metadata.text_fields
+    fields = checkpoint.read(folder).metadata.text_fields
     workers = num_workers or engines.available_cores()
     partial = target.with_name(f".{target.name}.partial")
     with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:

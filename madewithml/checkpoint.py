@@ -115,7 +115,7 @@ class Checkpoint:
         document = _read_json(path)
         policy = document.get("policy")
         if not isinstance(policy, dict) or document.get("sha256") != _seal(policy, document.get("weights_sha256")):
-            msg = f"{str(path)!r} was edited or is damaged: its seal does not fit. Run `madewithml certify` again, or delete it."
+            msg = f"{str(path)!r} was edited or is damaged: its seal does not fit. Certify the run again."
             raise errors.CheckpointError(msg)
         if document["weights_sha256"] != self.weights_sha256:
             msg = (

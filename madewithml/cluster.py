@@ -35,7 +35,7 @@ def start(*, num_cpus: int | None = None) -> None:
     options: dict[str, object] = (
         {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus, "include_dashboard": False}
     )
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)  # type: ignore[arg-type]
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 @contextmanager

@@ -68,8 +68,8 @@ class Settings(pydantic_settings.BaseSettings):
         settings_cls: type[pydantic_settings.BaseSettings],
         init_settings: pydantic_settings.PydanticBaseSettingsSource,
         env_settings: pydantic_settings.PydanticBaseSettingsSource,
-        dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,
-        file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,
+        dotenv_settings: pydantic_settings.PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
+        file_secret_settings: pydantic_settings.PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
     ) -> tuple[pydantic_settings.PydanticBaseSettingsSource, ...]:
         """Flags, then variables, then the file; no `.env` and no secrets folder."""
         return init_settings, env_settings, pydantic_settings.TomlConfigSettingsSource(settings_cls)

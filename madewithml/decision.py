@@ -36,7 +36,6 @@ class Decisions:
         label: Index of the most probable class, int [n].
         confidence: Its probability, float64 [n].
         threshold: The threshold that applied, float64 [n].
-        margin_too_small: Whether the two best classes were too close, bool [n].
         accepted: Whether the answer is let through, bool [n].
     """
 
@@ -44,7 +43,6 @@ class Decisions:
     label: npt.NDArray[np.intp]
     confidence: Floats
     threshold: Floats
-    margin_too_small: npt.NDArray[np.bool_]
     accepted: npt.NDArray[np.bool_]
 
 
@@ -105,12 +103,11 @@ class DecisionPolicy:
         label = probabilities.argmax(axis=1)
         confidence = probabilities[np.arange(len(label)), label]
         threshold = self._thresholds(label, labels)
-        too_close = np.zeros(len(label), dtype=bool)
+        accepted = confidence >= threshold
         if self.min_margin and probabilities.shape[1] > 1:
             two_best = np.partition(probabilities, -2, axis=1)[:, -2:]
-            too_close = two_best[:, 1] - two_best[:, 0] < self.min_margin
-        accepted = (confidence >= threshold) & ~too_close
-        return Decisions(probabilities, label, confidence, threshold, too_close, accepted)
+            accepted &= two_best[:, 1] - two_best[:, 0] >= self.min_margin
+        return Decisions(probabilities, label, confidence, threshold, accepted)
 
     def _thresholds(self, label: npt.NDArray[np.intp], labels: Sequence[str]) -> Floats:
         if not self.class_thresholds:
@@ -125,36 +122,30 @@ class DecisionPolicy:
             decisions.label.tolist(),
             decisions.confidence.tolist(),
             decisions.threshold.tolist(),
-            decisions.margin_too_small.tolist(),
             decisions.accepted.tolist(),
             strict=True,
         )
-        return [self._answer(labels, *row) for row in columns]
+        answers = []
+        for probabilities, label, confidence, threshold, accepted in columns:
+            answer = {
+                "prediction": labels[label] if accepted else self.abstain_label,
+                "probabilities": dict(zip(labels, probabilities, strict=True)),
+                "label": labels[label],
+                "confidence": confidence,
+                "decision": "accepted" if accepted else "abstained",
+                "reason": None if accepted else (LOW_CONFIDENCE if confidence < threshold else SMALL_MARGIN),
+                "threshold": threshold,
+            }
+            if not accepted and self.candidate_quantile is not None:
+                answer["candidates"] = self._candidates(probabilities, labels)
+            answers.append(answer)
+        return answers
 
-    def _answer(
-        self,
-        labels: Sequence[str],
-        probabilities: list[float],
-        label: int,
-        confidence: float,
-        threshold: float,
-        too_close: bool,
-        accepted: bool,
-    ) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "prediction": labels[label] if accepted else self.abstain_label,
-            "probabilities": dict(zip(labels, probabilities, strict=True)),
-            "label": labels[label],
-            "confidence": confidence,
-            "decision": "accepted" if accepted else "abstained",
-            "reason": None if accepted else (LOW_CONFIDENCE if confidence < threshold else SMALL_MARGIN),
-            "threshold": threshold,
-        }
-        if not accepted and self.candidate_quantile is not None:
-            kept = 1.0 - self.candidate_quantile
-            ranked = sorted(zip(probabilities, labels, strict=True), reverse=True)
-            answer["candidates"] = [name for p, name in ranked if p >= kept] or [labels[label]]
-        return answer
+    def _candidates(self, probabilities: Sequence[float], labels: Sequence[str]) -> list[str]:
+        """The classes of the conformal set, most probable first; never none."""
+        kept = 1.0 - (self.candidate_quantile or 0.0)
+        ranked = sorted(zip(probabilities, labels, strict=True), reverse=True)
+        return [name for probability, name in ranked if probability >= kept] or [ranked[0][1]]
 
     def to_dict(self) -> dict[str, Any]:
         """The policy as JSON values, for `decision.json` and `GET /policy`."""

@@ -20,6 +20,8 @@ from torch import nn
 
 from madewithml import tokenization
 
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
@@ -59,9 +61,7 @@ class Examples:
         return len(self.labels)
 
 
-def batches(
-    examples: Examples, *, batch_size: int, pad_id: int, order: Sequence[int]
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def batches(examples: Examples, *, batch_size: int, pad_id: int, order: Sequence[int]) -> Iterator[Batch]:
     """Yield ids, mask and labels, int64 [n, length], [n, length] and [n], in the given order of rows."""
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -86,6 +86,43 @@ def epoch_order(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: in
     return order + last
 
 
+@dataclass(frozen=True)
+class Share:
+    """One worker's share of every batch.
+
+    Every worker takes the same number of steps, so at most `world - 1` rows of an epoch are left out.
+
+    Attributes:
+        rank: This worker.
+        world: Number of workers.
+        batch_size: Rows a step over all workers.
+        num_rows: Rows to fit on.
+    """
+
+    rank: int
+    world: int
+    batch_size: int
+    num_rows: int
+
+    @property
+    def own_batch_size(self) -> int:
+        """Rows a step of this worker."""
+        return max(1, self.batch_size // self.world)
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return math.ceil((self.num_rows // self.world) / self.own_batch_size)
+
+    def batches(self, examples: Examples, *, pad_id: int, seed: int, epoch: int) -> Iterator[Batch]:
+        """This worker's batches of one epoch."""
+        lengths = [len(tokens) for tokens in examples.tokens]
+        order = epoch_order(lengths, batch_size=self.batch_size, seed=seed, epoch=epoch)
+        usable = self.num_rows - self.num_rows % self.world
+        own = order[:usable][self.rank :: self.world]
+        return batches(examples, batch_size=self.own_batch_size, pad_id=pad_id, order=own)
+
+
 def balanced_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
     """Weight of each class, n / (k * count), float32 [k]: scikit-learn's "balanced"."""
     counts = np.bincount(labels, minlength=num_classes)
@@ -102,7 +139,7 @@ def rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    batch: Batch,
     weights: torch.Tensor | None,
 ) -> float:
     """One gradient step; returns the batch's mean loss."""

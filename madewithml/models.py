@@ -36,13 +36,14 @@ def _quiet() -> Iterator[None]:
 def from_encoder(encoder: encoders.Encoder, labels: Sequence[str]) -> torch.nn.Module:
     """A classifier with the encoder's weights and a new head for `labels`, in index order."""
     with _quiet():
-        return _from_pretrained(
+        model: torch.nn.Module = _from_pretrained(
             encoder.folder,
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             ignore_mismatched_sizes=True,
         )
+    return model
 
 
 def from_folder(folder: Path) -> torch.nn.Module:

@@ -189,7 +189,9 @@ def predict_proba(ds: ray.data.Dataset, predictor: Predictor) -> list[dict[str, 
     Returns:
         One answer per row in the dataset's order; `prediction` and `probabilities` are among its keys.
     """
+    from madewithml import data  # late: pandas, which the serving process does not need
+
     answers: list[dict[str, Any]] = []
     for batch in ds.iter_batches(batch_size=BATCH_SIZE * 16, batch_format="pandas"):
-        answers.extend(predictor.predict(batch.fillna("").astype(str).to_dict("records")))
+        answers.extend(predictor.predict(data.as_rows(batch)))
     return answers

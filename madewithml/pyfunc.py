@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from madewithml import predict
+from madewithml import data, predict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,11 +20,15 @@ class TextClassifier:
     def __init__(self, predictor: predict.Predictor) -> None:
         self.predictor = predictor
 
-    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow passes it
+    ) -> pd.DataFrame:
         """One row per input row, with the columns of an answer (prediction, probabilities, label, ...)."""
         import pandas as pd
 
-        rows = model_input.astype(object).where(model_input.notna(), "").astype(str).to_dict("records")
+        rows = data.as_rows(model_input)
         return pd.DataFrame(self.predictor.predict(rows), index=model_input.index)
 
 

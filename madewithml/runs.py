@@ -22,7 +22,7 @@ import mlflow.exceptions
 import mlflow.pyfunc
 import pandas as pd
 
-from madewithml import checkpoint, config, data, errors, texts
+from madewithml import config, data, errors, texts
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Store:
                 "split": part,
                 "text_sha256": texts.text_sha256(rows.texts[i]),
                 "label": rows.labels[i],
-                **({name: None for name in rows.rows[i]} if part in ("train", "validation") else rows.rows[i]),
+                **(dict.fromkeys(rows.rows[i]) if part in ("train", "validation") else rows.rows[i]),
             }
             for part, positions in parts.items()
             for i in positions
@@ -188,6 +188,21 @@ class Store:
             return None
         with tempfile.TemporaryDirectory() as folder:
             return pd.read_parquet(self.client.download_artifacts(run_id, SPLITS_FILE, folder))
+
+    def recorded_rows(self, run_id: str, part: str) -> data.LabelledText:
+        """The rows of one part (`calibration` or `test`) that the run recorded.
+
+        Raises:
+            NotFoundError: It recorded none.
+        """
+        table = self.read_splits(run_id)
+        chosen = None if table is None else table[table["split"] == part]
+        if chosen is None or chosen.empty:
+            msg = f"run {run_id!r} recorded no {part} rows: give a labelled file with --dataset-loc"
+            raise errors.NotFoundError(msg)
+        fields = [name for name in chosen.columns if name not in ("split", "text_sha256", "label")]
+        rows = data.as_rows(chosen[fields])
+        return data.LabelledText(rows, [texts.row_text(row, fields) for row in rows], chosen["label"].tolist())
 
     def promote(self, run_id: str, *, name: str, alias: str) -> str:
         """Register the run's best checkpoint under `name` and point `alias` at it; returns the version."""
@@ -216,7 +231,9 @@ class Store:
             else:
                 version = self.client.get_model_version(name, version_or_alias)
         except mlflow.exceptions.MlflowException as err:
-            msg = f"no model {uri!r} in {self.settings.mlflow_uri}: `madewithml promote --run-id ID --alias NAME` makes one"
+            msg = (
+                f"no model {uri!r} in {self.settings.mlflow_uri}; `madewithml promote --run-id ID --alias A` makes one"
+            )
             raise errors.NotFoundError(msg) from err
         return str(version.run_id)
 

