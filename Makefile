@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 RUN_ID ?=
 SERVE_OPTIONS ?=
+MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
 
 .PHONY: install serve test lint types bench docs lock clean
@@ -27,6 +28,9 @@ serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none y
 	  run_id=$$($(BIN)/madewithml best-run --experiment-name demo 2>/dev/null) || { \
 	    echo "== no demo run yet: training one on $(SAMPLE) (about two minutes)"; \
 	    run_id=$$($(BIN)/madewithml train --dataset-loc $(SAMPLE) --experiment-name demo | tail -n 1); \
+	    test -n "$$run_id" || exit 1; \
+	    echo "== certifying its threshold on its own calibration rows"; \
+	    $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || test $$? -eq 3 || exit 1; \
 	  }; \
 	fi; \
 	test -n "$$run_id" || exit 1; \

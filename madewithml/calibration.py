@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
-
 from madewithml import errors
 
 Floats = npt.NDArray[np.float64]
@@ -58,6 +56,8 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: npt.ArrayLike
     Raises:
         InputError: Shapes that do not fit, NaN or infinite logits, or labels out of range.
     """
+    from scipy import optimize  # late: the serving process decides with this module and fits nothing
+
     scores, truth = checked_rows(logits, labels)
     scores = scores - scores.max(axis=1, keepdims=True)
     true_scores = scores[np.arange(len(truth)), truth]

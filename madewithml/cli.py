@@ -188,6 +188,58 @@ def predict(
 
 
 @app.command()
+def certify(
+    run_id: RunId,
+    dataset_loc: Annotated[
+        str | None, typer.Option(help="Labelled rows the model was not fitted on; default: the run's own.")
+    ] = None,
+    max_risk: Annotated[float, typer.Option(help="Share of errors among accepted answers, at most.")] = 0.05,
+    confidence_level: Annotated[float, typer.Option(help="Probability with which that shall hold.")] = 0.95,
+    joint: Annotated[bool, typer.Option("--joint", help="All levels of the ladder shall hold at once.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold and certificate for each label.")] = False,
+    candidate_coverage: Annotated[
+        float, typer.Option(help="Share of inputs whose class shall be among an abstained answer's candidates.")
+    ] = 0.9,
+    label_field: LabelField = "tag",
+    results_fp: Results = None,
+    home: Home = None,
+) -> None:
+    """Certify the threshold of a run, or say what is missing; exit status 3 if refused."""
+    from madewithml import certifying, tables
+
+    options = certifying.CertifyOptions(
+        run_id=run_id,
+        dataset_loc=dataset_loc,
+        label_field=label_field,
+        max_risk=max_risk,
+        confidence_level=confidence_level,
+        joint=joint,
+        per_class=per_class,
+        candidate_coverage=candidate_coverage,
+    )
+    document = certifying.certify_run(options, config.load(home=home))
+    _write_results(document, results_fp)
+    tables.show_certification(document, rich.console.Console())
+    if document["status"] == "refused":
+        raise errors.RefusedError(tables.refusal_in_words(document))
+
+
+@app.command()
+def report(
+    run_id: RunId,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    dataset_loc: Annotated[str | None, typer.Option(help="Labelled rows; default: the run's own test rows.")] = None,
+    label_field: LabelField = "tag",
+    home: Home = None,
+) -> None:
+    """Write one self-contained HTML page: how good the run is, and what each threshold would do."""
+    from madewithml import report as report_
+
+    report_.write_report(run_id, output, config.load(home=home), dataset_loc=dataset_loc, label_field=label_field)
+    print(f"written: {output}")
+
+
+@app.command()
 def promote(
     run_id: RunId,
     alias: Annotated[str, typer.Option(help="Alias to move, `champion` for instance.")],

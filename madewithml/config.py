@@ -35,6 +35,7 @@ class Settings(pydantic_settings.BaseSettings):
         host: Address to listen on.
         port: TCP port to listen on.
         threshold: Confidence below which an answer abstains; None means certificate, else 0.9.
+        allow_caller_threshold: Whether a call may choose its own threshold (`?threshold=`).
         max_rows: Rows in one call.
         max_body_bytes: Bytes in one request body.
         max_queue_rows: Rows waiting in one replica before a call is answered 429.
@@ -55,6 +56,7 @@ class Settings(pydantic_settings.BaseSettings):
     host: str = "127.0.0.1"
     port: int = pydantic.Field(default=8000, ge=1, le=65535)
     threshold: float | None = pydantic.Field(default=None, ge=0.0, le=1.0)
+    allow_caller_threshold: bool = False
     max_rows: int = pydantic.Field(default=1000, ge=1)
     max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
     max_queue_rows: int = pydantic.Field(default=2000, ge=1)

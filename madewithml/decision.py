@@ -25,6 +25,7 @@ DEFAULT_THRESHOLD = 0.9
 ABSTAIN_LABEL = "other"
 LOW_CONFIDENCE = "low_confidence"
 SMALL_MARGIN = "small_margin"
+NOT_CERTIFIED = "not_certified"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class DecisionPolicy:
         temperature: Divides the logits before the softmax (Guo et al. 2017).
         source: Where the threshold comes from.
         abstain_label: The prediction of an abstained answer.
-        class_thresholds: Thresholds that replace `threshold` for answers of that label.
+        class_thresholds: Thresholds that replace `threshold` for answers of that label; None: such an answer always
+            abstains, since nothing could be certified for the label.
         min_margin: Smallest allowed difference between the two highest probabilities.
         candidate_quantile: Conformal score quantile; abstained answers then name the classes it keeps.
         candidate_coverage: Share of inputs whose true class is promised to be among the candidates.
@@ -66,7 +68,7 @@ class DecisionPolicy:
     temperature: float = 1.0
     source: Source = "default"
     abstain_label: str = ABSTAIN_LABEL
-    class_thresholds: Mapping[str, float] = field(default_factory=dict)
+    class_thresholds: Mapping[str, float | None] = field(default_factory=dict)
     min_margin: float = 0.0
     candidate_quantile: float | None = None
     candidate_coverage: float | None = None
@@ -78,7 +80,7 @@ class DecisionPolicy:
             ("min_margin", self.min_margin),
             *self.class_thresholds.items(),
         ):
-            if not 0.0 <= value <= 1.0:
+            if value is not None and not 0.0 <= value <= 1.0:
                 raise errors.InputError(f"{name} is {value!r}: expected a number from 0 to 1")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise errors.InputError(f"temperature is {self.temperature!r}: expected a finite number above 0")
@@ -86,6 +88,23 @@ class DecisionPolicy:
     def with_threshold(self, threshold: float, *, source: Source) -> DecisionPolicy:
         """The same policy with one global threshold from another source."""
         return dataclasses.replace(self, threshold=threshold, source=source, class_thresholds={}, min_margin=0.0)
+
+    def at_risk(self, max_risk: float) -> DecisionPolicy:
+        """The same policy at the certified threshold of one level of its ladder.
+
+        Raises:
+            InputError: That level is not certified; lists those that are.
+        """
+        certified = {
+            level["max_risk"]: level["threshold"]
+            for level in (self.certificates or {}).get("levels", ())
+            if level["status"] == "certified"
+        }
+        if max_risk not in certified:
+            there_are = ", ".join(f"{level:g}" for level in certified) or "none"
+            msg = f"max_risk {max_risk:g} is not certified for this model; certified levels: {there_are}"
+            raise errors.InputError(msg)
+        return self.with_threshold(certified[max_risk], source="certificate")
 
     def decide(self, logits: npt.NDArray[np.floating[Any]], labels: Sequence[str]) -> Decisions:
         """Decide on n rows.
@@ -112,7 +131,8 @@ class DecisionPolicy:
     def _thresholds(self, label: npt.NDArray[np.intp], labels: Sequence[str]) -> Floats:
         if not self.class_thresholds:
             return np.full(len(label), self.threshold)
-        by_class = np.array([self.class_thresholds.get(name, self.threshold) for name in labels])
+        chosen = (self.class_thresholds.get(name, self.threshold) for name in labels)
+        by_class = np.array([np.inf if value is None else value for value in chosen])
         return by_class[label]
 
     def answers(self, decisions: Decisions, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -133,8 +153,9 @@ class DecisionPolicy:
                 "label": labels[label],
                 "confidence": confidence,
                 "decision": "accepted" if accepted else "abstained",
-                "reason": None if accepted else (LOW_CONFIDENCE if confidence < threshold else SMALL_MARGIN),
-                "threshold": threshold,
+                "reason": None if accepted else _reason(confidence, threshold),
+                "threshold": threshold if threshold <= 1.0 else None,
+                "source": self.source,
             }
             if not accepted and self.candidate_quantile is not None:
                 answer["candidates"] = self._candidates(probabilities, labels)
@@ -143,9 +164,9 @@ class DecisionPolicy:
 
     def _candidates(self, probabilities: Sequence[float], labels: Sequence[str]) -> list[str]:
         """The classes of the conformal set, most probable first; never none."""
-        kept = 1.0 - (self.candidate_quantile or 0.0)
-        ranked = sorted(zip(probabilities, labels, strict=True), reverse=True)
-        return [name for probability, name in ranked if probability >= kept] or [ranked[0][1]]
+        # The score as `calibration.candidate_sets` writes it: `p >= 1 - quantile` would round the other way.
+        scores = sorted((1.0 - probability, name) for probability, name in zip(probabilities, labels, strict=True))
+        return [name for score, name in scores if score <= (self.candidate_quantile or 0.0)] or [scores[0][1]]
 
     def to_dict(self) -> dict[str, Any]:
         """The policy as JSON values, for `decision.json` and `GET /policy`."""
@@ -168,3 +189,9 @@ class DecisionPolicy:
             return cls(**values)
         except TypeError as err:
             raise errors.InputError(f"a value in the decision policy has the wrong type: {err}") from err
+
+
+def _reason(confidence: float, threshold: float) -> str:
+    if threshold > 1.0:
+        return NOT_CERTIFIED
+    return LOW_CONFIDENCE if confidence < threshold else SMALL_MARGIN

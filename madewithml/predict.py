@@ -129,8 +129,16 @@ class Predictor:
 
     def answer(self, tokens: Sequence[tokenization.Tokens]) -> list[dict[str, Any]]:
         """One answer per tokenised text; see `predict`."""
-        decisions = self.policy.decide(self.logits([t.ids for t in tokens]), self.classes)
-        answers = self.policy.answers(decisions, self.classes)
+        return self.decide(self.logits([t.ids for t in tokens]), tokens, self.policy)
+
+    def decide(
+        self,
+        logits: npt.NDArray[np.float32],
+        tokens: Sequence[tokenization.Tokens],
+        policy: decision.DecisionPolicy,
+    ) -> list[dict[str, Any]]:
+        """Answers from logits [n, k] under a policy, which need not be the checkpoint's own."""
+        answers = policy.answers(policy.decide(logits, self.classes), self.classes)
         for answer, row in zip(answers, tokens, strict=True):
             answer["truncated"] = row.truncated
         return answers

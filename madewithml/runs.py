@@ -8,6 +8,7 @@ one with the lowest `val_loss`. Which row went into which split is the run's art
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BEST_METRIC = "val_loss"
 SPLITS_FILE = "splits.parquet"
+SPLIT_COLUMNS = ("split", "text_sha256", "label")
 CHECKPOINT_PATH = "data/checkpoint"
 MODEL_NAME = "checkpoint"
 
@@ -165,13 +167,13 @@ class Store:
         return str(with_metric[0].info.run_id)
 
     def log_splits(self, run_id: str, rows: data.LabelledText, parts: Mapping[str, Sequence[int]]) -> None:
-        """Record which row went where: hashes for all, texts only for the parts that are used again."""
+        """Record which row went where: hashes for all, texts for all but the train rows, which are never used again."""
         records = [
             {
                 "split": part,
                 "text_sha256": texts.text_sha256(rows.texts[i]),
                 "label": rows.labels[i],
-                **(dict.fromkeys(rows.rows[i]) if part in ("train", "validation") else rows.rows[i]),
+                **(dict.fromkeys(rows.rows[i]) if part == "train" else rows.rows[i]),
             }
             for part, positions in parts.items()
             for i in positions
@@ -190,23 +192,24 @@ class Store:
             return pd.read_parquet(self.client.download_artifacts(run_id, SPLITS_FILE, folder))
 
     def recorded_rows(self, run_id: str, part: str) -> data.LabelledText:
-        """The rows of one part (`calibration` or `test`) that the run recorded.
+        """The rows of one part (`validation`, `calibration` or `test`) that the run recorded.
 
         Raises:
             NotFoundError: It recorded none.
         """
         table = self.read_splits(run_id)
-        chosen = None if table is None else table[table["split"] == part]
+        fields = [] if table is None else [name for name in table.columns if name not in SPLIT_COLUMNS]
+        chosen = None if table is None else table[(table["split"] == part) & table[fields].notna().any(axis=1)]
         if chosen is None or chosen.empty:
             msg = f"run {run_id!r} recorded no {part} rows: give a labelled file with --dataset-loc"
             raise errors.NotFoundError(msg)
-        fields = [name for name in chosen.columns if name not in ("split", "text_sha256", "label")]
         rows = data.as_rows(chosen[fields])
         return data.LabelledText(rows, [texts.row_text(row, fields) for row in rows], chosen["label"].tolist())
 
     def promote(self, run_id: str, *, name: str, alias: str) -> str:
         """Register the run's best checkpoint under `name` and point `alias` at it; returns the version."""
         model = self._best_model(run_id)
+        mlflow.set_tracking_uri(self.settings.mlflow_uri)  # a client looks `models:/ID` up in the global store
         if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
             self.client.create_registered_model(name)
         for version in self.client.search_model_versions(f"name = '{name}'"):
@@ -238,14 +241,20 @@ class Store:
         return str(version.run_id)
 
 
+def _quieten() -> None:
+    """Keep MLflow's set-up and transfer chatter off the terminal."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow.store.db.utils", "mlflow.utils.requirements_utils", "mlflow.tracking.fluent", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def connect(settings: config.Settings) -> Store:
     """Open the store that the settings name, and create the local one if it is not there yet.
 
     Raises:
         NotFoundError: The tracking server or database cannot be reached.
     """
-    for name in ("mlflow.store.db.utils", "mlflow.utils.requirements_utils", "mlflow.tracking.fluent", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _quieten()
     if _is_ours(settings):
         settings.home.mkdir(parents=True, exist_ok=True)
     client = mlflow.MlflowClient(settings.mlflow_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,10 @@ from madewithml import errors
 from madewithml.serving import identity, openapi, problems
 
 if TYPE_CHECKING:
+    from madewithml import decision
     from madewithml.serving import service
+
+POLICY_PARAMETERS = ("max_risk", "threshold")
 
 
 def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> FastAPI:
@@ -46,13 +50,14 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> Fas
     _add_evaluate(app, kitchen)
     _add_facts(app, kitchen)
     _add_health(app, kitchen)
+    openapi.keep_nulls(app)
     return app
 
 
 def _add_predict(app: FastAPI, kitchen: service.Service) -> None:
     async def predict(request: Request) -> Response:
         rows = kitchen.schema.parse(await read_body(request, max_bytes=kitchen.settings.max_body_bytes))
-        results = await kitchen.answer(rows)
+        results = await kitchen.answer(rows, policy=_policy(request, kitchen))
         document = {"results": results, "run_id": kitchen.run_id, "request_id": identity.request_id(request)}
         return json_response(request, document)
 
@@ -146,6 +151,29 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     except ClientDisconnect as err:
         raise errors.MalformedBodyError("the connection closed before the body was complete") from err
     return b"".join(pieces)
+
+
+def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPolicy | None:
+    """The policy that `?max_risk=` or `?threshold=` asks for; None where neither is given."""
+    if not request.scope["query_string"]:
+        return None
+    given: dict[str, float] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in POLICY_PARAMETERS or name in given:
+            known = ", ".join(POLICY_PARAMETERS)
+            raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
+        given[name] = _share(name, text)
+    return kitchen.policy(max_risk=given.get("max_risk"), threshold=given.get("threshold"))
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:  # NaN fails too
+        raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a number from 0 to 1")
+    return value
 
 
 def _dataset_name(body: bytes) -> str:

@@ -16,12 +16,21 @@ import heapq
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from madewithml import errors, tokenization
+from madewithml import errors
 
 Answer = dict[str, Any]
-Compute = Callable[[Sequence[tokenization.Tokens]], list[Answer]]
+Compute = Callable[[Sequence[Any]], list[Answer]]
+
+
+class Row(Protocol):
+    """What the queue needs to know of a row; it is handed to the engine as it came."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Token ids; their number is what the row costs."""
+        ...
 
 
 @dataclass(eq=False)
@@ -42,20 +51,20 @@ class _Call:
 class _Waiting:
     """One row in the queue."""
 
-    tokens: tokenization.Tokens
+    row: Row
     call: _Call
     index: int
 
     @property
     def length(self) -> int:
-        return len(self.tokens.ids)
+        return len(self.row.ids)
 
 
 class Batcher:
     """Runs rows that wait together through the model together.
 
     Args:
-        compute: Called in the engine's thread with the tokens of one batch; gives one answer per row.
+        compute: Called in the engine's thread with the rows of one batch; gives one answer per row.
         max_batch_size: Rows in a batch.
         max_queue_rows: Rows that may wait.
     """
@@ -74,7 +83,7 @@ class Batcher:
         """Rows in the queue."""
         return len(self._pending)
 
-    async def submit(self, rows: Sequence[tokenization.Tokens], *, timeout_s: float) -> list[Answer]:
+    async def submit(self, rows: Sequence[Row], *, timeout_s: float) -> list[Answer]:
         """Queue a call's rows and wait for their answers.
 
         Raises:
@@ -86,7 +95,7 @@ class Batcher:
             msg = f"{len(self._pending)} rows are waiting, at most {self._max_queue_rows} may: try again later"
             raise errors.OverloadedError(msg, retry_after_s=batches * self._batch_seconds)
         call = _Call([None] * len(rows), len(rows), time.monotonic() + timeout_s)
-        self._pending.extend(_Waiting(tokens, call, index) for index, tokens in enumerate(rows))
+        self._pending.extend(_Waiting(row, call, index) for index, row in enumerate(rows))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.get_running_loop().create_task(self._run())
         return await call.done
@@ -97,7 +106,7 @@ class Batcher:
         while batch := self._take():
             started = time.monotonic()
             try:
-                answers = await loop.run_in_executor(self._engine, self._compute, [row.tokens for row in batch])
+                answers = await loop.run_in_executor(self._engine, self._compute, [waiting.row for waiting in batch])
                 self._deliver(batch, answers)
             except Exception as err:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
                 for row in batch:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+FRONTEND = "frontend http_frontend"
 UNAVAILABLE = json.dumps(
     {
         "type": "urn:madewithml:problem:not_ready",
@@ -31,14 +32,21 @@ UNAVAILABLE = json.dumps(
 
 
 def rewrite(configuration: str, *, error_file: str) -> str:
-    """The generated configuration with loopback binds and our error page.
+    """The generated configuration with our error page, and with its side ports on loopback.
+
+    Where the service itself listens is the operator's choice (`--host`), and stays as it is.
 
     Args:
         configuration: What Ray generated.
         error_file: File with the raw 503 response.
     """
-    local = re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", configuration, flags=re.MULTILINE)
+    sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
+    local = "".join(section if section.startswith(FRONTEND) else _on_loopback(section) for section in sections)
     return re.sub(r"^(\s*errorfile\s+50[234]\s+)\S+", rf"\g<1>{error_file}", local, flags=re.MULTILINE)
+
+
+def _on_loopback(section: str) -> str:
+    return re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", section, flags=re.MULTILINE)
 
 
 def error_response() -> str:

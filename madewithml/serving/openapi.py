@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fastapi.routing import APIRoute
 
 from madewithml import errors
 from madewithml.serving import problems, schemas
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -24,7 +29,17 @@ PROBLEM: dict[str, Any] = {
 RESULT: dict[str, Any] = {
     "type": "object",
     "title": "Answer",
-    "required": ["prediction", "probabilities", "label", "confidence", "decision", "reason", "threshold", "truncated"],
+    "required": [
+        "prediction",
+        "probabilities",
+        "label",
+        "confidence",
+        "decision",
+        "reason",
+        "threshold",
+        "source",
+        "truncated",
+    ],
     "properties": {
         "prediction": {"type": "string", "description": "the label if accepted, else the abstain label"},
         "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
@@ -32,7 +47,8 @@ RESULT: dict[str, Any] = {
         "confidence": {"type": "number", "description": "its probability"},
         "decision": {"type": "string", "enum": ["accepted", "abstained"]},
         "reason": {"type": ["string", "null"]},
-        "threshold": {"type": "number"},
+        "threshold": {"type": ["number", "null"], "description": "null: no answer of this label is let through"},
+        "source": {"type": "string", "enum": ["certificate", "operator", "default", "caller"]},
         "truncated": {"type": "boolean", "description": "whether the text was cut to fit the model"},
         "candidates": {"type": "array", "items": {"type": "string"}},
     },
@@ -59,6 +75,7 @@ def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: st
         "decision": "accepted",
         "reason": None,
         "threshold": 0.9,
+        "source": "default",
         "truncated": False,
     }
     answers = {
@@ -72,7 +89,15 @@ def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: st
         },
     }
     example = {"results": [answer], "run_id": run_id, "request_id": "5f2b9c0e"}
-    return _documented(body=schema.json_schema(), body_example=schema.example(), answer=answers, answer_example=example)
+    documented = _documented(
+        body=schema.json_schema(), body_example=schema.example(), answer=answers, answer_example=example
+    )
+    share = {"type": "number", "minimum": 0, "maximum": 1}
+    documented["openapi_extra"]["parameters"] = [
+        {"name": "max_risk", "in": "query", "schema": share, "description": "decide at this certified level"},
+        {"name": "threshold", "in": "query", "schema": share, "description": "where the operator allows it"},
+    ]
+    return documented
 
 
 def evaluate() -> dict[str, Any]:
@@ -98,6 +123,20 @@ def plain() -> dict[str, Any]:
             503: _problem("Not ready"),
         }
     }
+
+
+def keep_nulls(app: FastAPI) -> None:
+    """Put the examples back into the finished document: FastAPI drops nulls, also from within them."""
+    paths = app.openapi()["paths"]  # made once; later calls give the same object
+    for route in app.routes:
+        if not isinstance(route, APIRoute) or not route.include_in_schema:
+            continue
+        (method,) = route.methods or ()
+        documented = paths[route.path][method.lower()]["responses"]
+        for status, response in route.responses.items():
+            for media_type, content in response.get("content", {}).items():
+                if "example" in content:
+                    documented[str(status)]["content"][media_type]["example"] = content["example"]
 
 
 def _documented(

@@ -7,7 +7,7 @@ compiled JSON validator; a good row costs about a microsecond.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pydantic
 import pydantic_core
@@ -35,7 +35,9 @@ class RequestSchema:
         row_type = cast("Any", TypedDict)("Row", dict.fromkeys(text_fields, str | None), total=False)
         row_type.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
         self._one: pydantic.TypeAdapter[Row] = pydantic.TypeAdapter(row_type)
-        self._many: pydantic.TypeAdapter[list[Row]] = pydantic.TypeAdapter(cast("Any", list)[row_type])
+        # Bounded while it is read: a body of a million rows is refused before a million faults are collected.
+        rows_type: Any = Annotated[cast("Any", list)[row_type], pydantic.Field(max_length=max_rows)]
+        self._many: pydantic.TypeAdapter[list[Row]] = pydantic.TypeAdapter(rows_type)
 
     def parse(self, body: bytes) -> list[Row]:
         """Body to rows.
@@ -49,23 +51,24 @@ class RequestSchema:
             rows = self._many.validate_json(body) if start == b"[" else [self._one.validate_json(body)]
         except pydantic.ValidationError as err:
             raise _as_problem(err, in_list=start == b"[", text_fields=self.text_fields) from err
-        self._check(rows)
+        self._check(rows, in_list=start == b"[")
         return rows
 
-    def _check(self, rows: Sequence[Row]) -> None:
+    def _check(self, rows: Sequence[Row], *, in_list: bool) -> None:
         if not rows:
             raise errors.InvalidRequestError("the list is empty: send at least one row")
-        faults = [fault for index, row in enumerate(rows) for fault in self._faults(index, row)]
+        faults = [fault for index, row in enumerate(rows) for fault in self._faults(index, row, in_list=in_list)]
         if faults:
             raise errors.InvalidRequestError(_summary(faults), errors=faults[:MAX_ERRORS])
 
-    def _faults(self, index: int, row: Row) -> list[dict[str, Any]]:
+    def _faults(self, index: int, row: Row, *, in_list: bool) -> list[dict[str, Any]]:
+        where = [index] if in_list else []
         texts = [text for text in row.values() if text]
         if not any(text.strip() for text in texts):
             message = f"row {index} has no text: fill at least one of {', '.join(self.text_fields)}"
-            return [{"location": [index], "message": message}]
+            return [{"location": where, "message": message}]
         return [
-            {"location": [index, name], "message": f"row {index}: {name} contains a NUL character"}
+            {"location": [*where, name], "message": f"row {index}: {name} contains a NUL character"}
             for name, text in row.items()
             if text and "\x00" in text
         ]
@@ -90,17 +93,16 @@ def _as_problem(
     faults = err.errors(include_url=False, include_input=False)
     if faults[0]["type"] == "too_long":
         limits = faults[0]["ctx"]
-        return errors.InvalidRequestError(
-            f"{limits['actual_length']} rows in one call, at most {limits['max_length']} allowed: send them in several calls"
-        )
+        told = f"{limits['actual_length']} rows in one call, at most {limits['max_length']} allowed"
+        return errors.InvalidRequestError(f"{told}: send them in several calls")
     if faults[0]["type"] == "json_invalid":
         return errors.MalformedBodyError(f"the body is not JSON: {faults[0]['msg'].removeprefix('Invalid JSON: ')}")
     if faults[0]["loc"] == () and not in_list:
         return errors.InvalidRequestError(
             f"expected one object with {', '.join(text_fields)}, or a list of such objects"
         )
-    told = [_fault(fault, text_fields) for fault in faults]
-    return errors.InvalidRequestError(_summary(told), errors=told[:MAX_ERRORS])
+    entries = [_fault(fault, text_fields) for fault in faults]
+    return errors.InvalidRequestError(_summary(entries), errors=entries[:MAX_ERRORS])
 
 
 def _fault(fault: pydantic_core.ErrorDetails, text_fields: Sequence[str]) -> dict[str, Any]:

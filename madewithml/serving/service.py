@@ -10,16 +10,28 @@ import concurrent.futures
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import madewithml
-from madewithml import config, data, errors, evaluate, predict, tokenization
+from madewithml import config, data, decision, errors, evaluate, predict, tokenization
 from madewithml.serving import batching, schemas
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
 
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
+
+
+class Order(NamedTuple):
+    """One row on its way to the engine, with the policy that decides on it."""
+
+    ids: list[int]
+    truncated: bool
+    policy: decision.DecisionPolicy
 
 
 class Service:
@@ -39,7 +51,7 @@ class Service:
         self.schema = schemas.RequestSchema(metadata.text_fields, max_rows=settings.max_rows)
         self.ready = False
         self._batcher = batching.Batcher(
-            predictor.answer, max_batch_size=settings.max_batch_size, max_queue_rows=settings.max_queue_rows
+            self._compute, max_batch_size=settings.max_batch_size, max_queue_rows=settings.max_queue_rows
         )
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
         self._evaluating = asyncio.Lock()
@@ -57,8 +69,19 @@ class Service:
         logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
         self.ready = True
 
-    async def answer(self, rows: Sequence[schemas.Row], *, timeout_s: float | None = None) -> list[dict[str, Any]]:
+    async def answer(
+        self,
+        rows: Sequence[schemas.Row],
+        *,
+        policy: decision.DecisionPolicy | None = None,
+        timeout_s: float | None = None,
+    ) -> list[dict[str, Any]]:
         """One answer per row.
+
+        Args:
+            rows: The rows.
+            policy: Decides on these rows; None takes the predictor's own.
+            timeout_s: Seconds they may wait; None takes the configured ones.
 
         Raises:
             NotReadyError: The service is starting or stopping.
@@ -69,7 +92,47 @@ class Service:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
         inputs = self.predictor.texts(rows)
         tokens = await self._tokenise(inputs)
-        return await self._batcher.submit(tokens, timeout_s=timeout_s or self.settings.request_timeout_s)
+        chosen = policy or self.predictor.policy
+        orders = [Order(row.ids, row.truncated, chosen) for row in tokens]
+        return await self._batcher.submit(orders, timeout_s=timeout_s or self.settings.request_timeout_s)
+
+    def _compute(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
+        """One batch through the engine, then each row under its own policy: one pass for those that share it."""
+        logits = self.predictor.logits([order.ids for order in orders])
+        try:
+            return self._decide(logits, orders)
+        except errors.InputError as err:  # no caller's fault: the engine gave logits that cannot be decided on
+            raise errors.CheckpointError(err.message) from err
+
+    def _decide(self, logits: npt.NDArray[np.float32], orders: Sequence[Order]) -> list[dict[str, Any]]:
+        if all(order.policy is orders[0].policy for order in orders):
+            return self.predictor.decide(logits, orders, orders[0].policy)
+        return [self.predictor.decide(logits[i : i + 1], [order], order.policy)[0] for i, order in enumerate(orders)]
+
+    def policy(self, *, max_risk: float | None, threshold: float | None) -> decision.DecisionPolicy:
+        """The policy a caller asks for.
+
+        Args:
+            max_risk: A certified level.
+            threshold: A threshold of the caller's own, where the operator allows that.
+
+        Raises:
+            InvalidRequestError: Both are given, the level is not certified, or callers may not choose a threshold.
+        """
+        own = self.predictor.policy
+        if max_risk is not None and threshold is not None:
+            raise errors.InvalidRequestError("give max_risk or threshold, not both")
+        if threshold is not None:
+            if not self.settings.allow_caller_threshold:
+                msg = "this service does not let callers choose a threshold (allow_caller_threshold); try max_risk"
+                raise errors.InvalidRequestError(msg)
+            return own.with_threshold(threshold, source="caller")
+        if max_risk is None:
+            return own
+        try:
+            return own.at_risk(max_risk)
+        except errors.InputError as err:
+            raise errors.InvalidRequestError(err.message) from err
 
     async def _tokenise(self, inputs: Sequence[str]) -> list[tokenization.Tokens]:
         if sum(map(len, inputs)) <= INLINE_CHARACTERS:
