@@ -3,7 +3,8 @@
     recorded calibration rows, or --dataset-loc -> logits -> certify.certify -> decision policy -> decision.json
 
 The run's own validation rows, which chose its best epoch and so can certify nothing, still serve to tune temperature
-and thresholds; every calibration row is then left to certify with. Rows of a file are split into both instead. Rows that the model was fitted on are found by hash and refused. A refusal never replaces a certificate that is there.
+and thresholds; every calibration row is then left to certify with. Rows of a file are split into both instead. Rows
+that the model was fitted on are found by hash and refused. A refusal never replaces a certificate that is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Evaluation of a predictor on labelled rows: overall, per class, per slice, calibration, and what a threshold does.
 
-    labelled rows -> score -> Scored: logits, true classes, decisions
-    Scored -> document -> metrics.classification_metrics, slice_metrics, selective figures before and after calibration
+labelled rows -> score -> Scored: logits, true classes, decisions
+Scored -> document -> metrics.classification_metrics, slice_metrics, selective figures before and after calibration
 """
 
 from __future__ import annotations

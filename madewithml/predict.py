@@ -129,18 +129,18 @@ class Predictor:
 
     def answer(self, tokens: Sequence[tokenization.Tokens]) -> list[dict[str, Any]]:
         """One answer per tokenised text; see `predict`."""
-        return self.decide(self.logits([t.ids for t in tokens]), tokens, self.policy)
+        return self.decide(self.logits([t.ids for t in tokens]), [t.truncated for t in tokens], self.policy)
 
     def decide(
         self,
         logits: npt.NDArray[np.float32],
-        tokens: Sequence[tokenization.Tokens],
+        truncated: Sequence[bool],
         policy: decision.DecisionPolicy,
     ) -> list[dict[str, Any]]:
         """Answers from logits [n, k] under a policy, which need not be the checkpoint's own."""
         answers = policy.answers(policy.decide(logits, self.classes), self.classes)
-        for answer, row in zip(answers, tokens, strict=True):
-            answer["truncated"] = row.truncated
+        for answer, cut in zip(answers, truncated, strict=True):
+            answer["truncated"] = cut
         return answers
 
     def predict_proba(self, rows: Sequence[Mapping[str, str | None]]) -> npt.NDArray[np.float64]:

@@ -105,9 +105,14 @@ class Service:
             raise errors.CheckpointError(err.message) from err
 
     def _decide(self, logits: npt.NDArray[np.float32], orders: Sequence[Order]) -> list[dict[str, Any]]:
-        if all(order.policy is orders[0].policy for order in orders):
-            return self.predictor.decide(logits, orders, orders[0].policy)
-        return [self.predictor.decide(logits[i : i + 1], [order], order.policy)[0] for i, order in enumerate(orders)]
+        truncated = [order.truncated for order in orders]
+        policies = [order.policy for order in orders]
+        if all(policy is policies[0] for policy in policies):
+            return self.predictor.decide(logits, truncated, policies[0])
+        return [
+            self.predictor.decide(logits[i : i + 1], truncated[i : i + 1], policy)[0]
+            for i, policy in enumerate(policies)
+        ]
 
     def policy(self, *, max_risk: float | None, threshold: float | None) -> decision.DecisionPolicy:
         """The policy a caller asks for.
