@@ -144,10 +144,15 @@ class Checkpoint:
             return None
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            texts = [str(line["text"]) for line in lines]
             logits = np.array([line["logits"] for line in lines], dtype=np.float32)
-            return Golden([line["text"] for line in lines], logits)
         except (ValueError, KeyError, TypeError) as err:
             raise errors.CheckpointError(f"{str(path)!r} is damaged: {err}") from err
+        expected = (len(lines), len(self.metadata.labels))
+        if not lines or logits.shape != expected:
+            msg = f"{str(path)!r} is damaged: its logits have the shape {logits.shape}, expected {expected} with rows"
+            raise errors.CheckpointError(msg)
+        return Golden(texts, logits)
 
     def write_golden(self, texts: Sequence[str], logits: npt.NDArray[np.float32]) -> None:
         """Record golden rows: texts and reference logits [n, k]."""
@@ -192,12 +197,15 @@ def read(folder: Path) -> Checkpoint:
 
 def _check(metadata: Metadata, folder: Path) -> None:
     config = _read_json(folder / "config.json")
-    num_labels = len(config.get("id2label") or ()) or 2  # Transformers leaves out its default of two
+    labels, files = metadata.labels or [], metadata.files or {}
+    named = config.get("id2label")
+    num_labels = len(named or ()) or 2  # Transformers leaves out its default of two
     faults = [
-        (not metadata.labels or len(set(metadata.labels)) != len(metadata.labels), "labels are empty or repeat"),
+        (not labels or len(set(labels)) != len(labels), "labels are empty or repeat"),
         (not metadata.text_fields, "text_fields is empty"),
-        (len(metadata.labels) != num_labels, f"{len(metadata.labels)} labels for a model of {num_labels}"),
-        (set(metadata.files) != set(HASHED), f"hashes are recorded for {sorted(metadata.files)}, not {sorted(HASHED)}"),
+        (len(labels) != num_labels, f"{len(labels)} labels for a model of {num_labels}"),
+        (named and named != {str(i): label for i, label in enumerate(labels)}, "labels are not those of config.json"),
+        (set(files) != set(HASHED), f"hashes are recorded for {sorted(files)}, not {sorted(HASHED)}"),
     ]
     for failed, what in faults:
         if failed:

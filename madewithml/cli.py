@@ -54,11 +54,14 @@ def train(
     class_weights: Annotated[bool, typer.Option(help="Let rare classes count more in the loss.")] = False,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens a text is cut to.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the split and of fitting.")] = 0,
+    validation_size: Annotated[float, typer.Option(help="Share of the rows that choose the epoch.")] = 0.08,
+    calibration_size: Annotated[float, typer.Option(help="Share of the rows to certify on; 0: none.")] = 0.14,
+    test_size: Annotated[float, typer.Option(help="Share of the rows to report on; 0: none.")] = 0.20,
     results_fp: Results = None,
     home: Home = None,
 ) -> None:
     """Train a classifier on a labelled file; the last line of stdout is the run id."""
-    from madewithml import fitting
+    from madewithml import data, fitting
     from madewithml import train as train_
 
     settings = config.load(home=home, encoder=encoder)
@@ -70,6 +73,7 @@ def train(
         encoder=settings.encoder,
         max_length=max_length,
         num_workers=num_workers,
+        shares=data.shares(validation=validation_size, calibration=calibration_size, test=test_size),
         parameters=fitting.Hyperparameters(
             num_epochs=num_epochs, batch_size=batch_size, class_weights=class_weights, seed=seed
         ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,9 @@ from madewithml import errors, texts
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "calibration", "test")
-# A fifth to test, and nearly as much to certify a threshold: a certificate is only as good as its rows.
+# A fifth to test, and a seventh to certify a threshold: a certificate is only as good as its rows.
 DEFAULT_SHARES = {"train": 0.58, "validation": 0.08, "calibration": 0.14, "test": 0.20}
+MIN_TRAIN_SHARE = 0.1
 READERS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
@@ -105,9 +106,15 @@ def read_table(location: str) -> pd.DataFrame:
 
 def _read(location: str, kind: str) -> pd.DataFrame:
     if kind == "csv":
-        return pd.read_csv(location, dtype=str, keep_default_na=False, encoding="utf-8")
+        table = pd.read_csv(location, dtype=str, keep_default_na=False, encoding="utf-8")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index and shifts the rest
+            msg = "its rows have more cells than the header (a text with a comma in it must be quoted)"
+            raise ValueError(msg)
+        return table
     if kind == "jsonl":
-        table = pd.read_json(location, lines=True, dtype=False, convert_dates=False, encoding="utf-8")
+        with warnings.catch_warnings():  # newer versions deprecate what older ones need to leave dates as they are
+            warnings.simplefilter("ignore", DeprecationWarning)
+            table = pd.read_json(location, lines=True, dtype=False, convert_dates=False, encoding="utf-8")
     else:
         table = pd.read_parquet(location)
     return as_text(table)
@@ -207,6 +214,24 @@ def _note(reason: str, lines: list[int]) -> str:
 def read_labelled(location: str, *, text_fields: Sequence[str], label_field: str) -> LabelledText:
     """`read_table` and `labelled` in one step."""
     return labelled(read_table(location), text_fields=text_fields, label_field=label_field, location=location)
+
+
+def shares(*, validation: float, calibration: float, test: float) -> dict[str, float]:
+    """Shares of the four parts; what is not given to the others is trained on.
+
+    Raises:
+        UsageError: A share is negative, nothing validates, or too little is left to train on.
+    """
+    given = {"validation": validation, "calibration": calibration, "test": test}
+    rest = round(1.0 - sum(given.values()), 9)
+    if not all(share >= 0 for share in given.values()) or validation <= 0 or rest < MIN_TRAIN_SHARE:
+        told = ", ".join(f"{name} {share:g}" for name, share in given.items())
+        msg = (
+            f"the shares {told} leave {rest:g} to train on: expected shares from 0, a validation share above 0, and "
+            f"at least {MIN_TRAIN_SHARE:g} left"
+        )
+        raise errors.UsageError(msg)
+    return {"train": rest, **given}
 
 
 def split(labels: Sequence[str], *, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:

@@ -75,12 +75,9 @@ class DecisionPolicy:
     certificates: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("threshold", self.threshold),
-            ("min_margin", self.min_margin),
-            *self.class_thresholds.items(),
-        ):
-            if value is not None and not 0.0 <= value <= 1.0:
+        by_class = [(name, value) for name, value in self.class_thresholds.items() if value is not None]
+        for name, value in (("threshold", self.threshold), ("min_margin", self.min_margin), *by_class):
+            if not 0.0 <= value <= 1.0:
                 raise errors.InputError(f"{name} is {value!r}: expected a number from 0 to 1")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise errors.InputError(f"temperature is {self.temperature!r}: expected a finite number above 0")
@@ -187,7 +184,7 @@ class DecisionPolicy:
             )
         try:
             return cls(**values)
-        except TypeError as err:
+        except (TypeError, AttributeError) as err:
             raise errors.InputError(f"a value in the decision policy has the wrong type: {err}") from err
 
 

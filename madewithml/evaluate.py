@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import calibration, config, data, decision, metrics, predict, runs, selective
+from madewithml import calibration, config, data, decision, metrics, predict, risk_control, runs, selective
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def policy_figures(policy: decision.DecisionPolicy, scored: Scored) -> dict[str,
         "source": policy.source,
         "coverage": num_accepted / len(accepted),
         "risk": num_errors / num_accepted if num_accepted else None,
-        "risk_upper_bound": selective.risk_upper_bound(num_errors, num_accepted),
+        "risk_upper_bound": risk_control.risk_upper_bound(num_errors, num_accepted, 0.05),
         "num_accepted": num_accepted,
         "num_errors": num_errors,
     }
@@ -170,9 +170,9 @@ def evaluate(
         slices: Extra slices, name to regular expression over the text.
 
     Returns:
-        The document of `madewithml evaluate`: `run_id`, `dataset`, `overall`, `per_class`, `confusion_matrix`, `slices`,
-        `selective` ({"before", "after"} calibration, see `selective_figures`), `threshold_table`, `policy` (see
-        `policy_figures`), `notes`.
+        The document of `madewithml evaluate`: `run_id`, `dataset`, `overall`, `per_class`, `confusion_matrix`,
+        `slices`, `selective` ({"before", "after"} calibration, see `selective_figures`), `threshold_table`, `policy`
+        (see `policy_figures`), `notes`.
 
     Raises:
         InputError: A label is not one the model knows, or a slice's expression is bad.

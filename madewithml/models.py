@@ -7,11 +7,13 @@ checkpoint opens in Transformers as it stands. This is the only module that impo
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors
 import torch
 import transformers
 
@@ -69,7 +71,10 @@ def _from_pretrained(folder: Path, **options: Any) -> Any:
         return transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as err:
+    except pickle.UnpicklingError as err:
+        msg = f"{str(folder)!r} cannot be loaded as a classifier: its .bin holds more than weights; use safetensors"
+        raise errors.InputError(msg) from err
+    except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as err:
         msg = f"{str(folder)!r} cannot be loaded as a classifier: {str(err).splitlines()[0]}"
         raise errors.InputError(msg) from err
 
@@ -100,8 +105,11 @@ def save_tokenizer(source: Path, target: Path) -> None:
     """Write the source's tokenizer to `target` as `tokenizer.json`, converted if it was an older form.
 
     Raises:
-        InputError: The tokenizer has no fast form.
+        InputError: There is no tokenizer, or it has no fast form.
     """
+    if not any((source / name).is_file() for name in encoders.TOKENIZER_FILES):  # Transformers would make an empty one
+        msg = f"{str(source)!r} has no tokenizer: expected one of {', '.join(encoders.TOKENIZER_FILES)}"
+        raise errors.InputError(msg)
     try:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)

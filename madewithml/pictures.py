@@ -13,8 +13,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -32,7 +33,7 @@ COLOURS = {"after": "#2b88c4", "before": "#d06a22", "ink": "#7b7b7b", "line": "#
 _AFTER, _BEFORE, _INK, _LINE, _PAPER = COLOURS.values()
 
 _SIZE = (5.6, 4.1)  # inches, at 72 units each: drawn a little smaller than shown, so that text is never below 9 px
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # the type of a key is a list of all names, and changes with the version
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": _LINE,
@@ -50,6 +51,7 @@ _STYLE = {
     "ytick.color": _LINE,
     "xtick.labelcolor": _INK,
     "ytick.labelcolor": _INK,
+    "xtick.major.pad": 6,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "path.simplify_threshold": 0.5,
@@ -83,9 +85,9 @@ def reliability(before: Sequence[selective.ReliabilityBin] | None, after: Sequen
         strip = figure.add_axes((0.11, 0.12, 0.84, 0.13), sharex=axes)
         axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1.2, dashes=(3, 3))
         if before is not None:
-            _bins(axes, before, colour=_BEFORE, label="before calibration", marker="D", open_marker=True)
+            _bins(axes, before, colour=_BEFORE, label="before calibration", hollow=True)
         _intervals(axes, after)
-        _bins(axes, after, colour=_AFTER, label="as served" if before is None else "after calibration", marker="o")
+        _bins(axes, after, colour=_AFTER, label=_served(before), hollow=False)
         _percent_axes(axes, y="share that is right", limits=(0, 1, 0, 1.03))
         axes.tick_params(labelbottom=False)
         _histogram(strip, after)
@@ -115,22 +117,22 @@ def risk_coverage(
         axes = figure.add_axes((0.11, 0.12, 0.84, 0.73))
         if before is not None:
             _curve(axes, before, colour=_BEFORE, label="before calibration", linewidth=1.3)
-        _curve(axes, curve, colour=_AFTER, label="as served" if before is None else "after calibration")
+        _curve(axes, curve, colour=_AFTER, label=_served(before))
         top = _highest(curve, before, mark, max_risk)
         _percent_axes(axes, y="share wrong among the answered (risk)", limits=(0, 1, 0, top))
         axes.set_xlabel("share of inputs answered (coverage)", labelpad=5)
         if max_risk is not None:
             axes.axhline(max_risk, color=_INK, linewidth=1.2, dashes=(3, 3))
-            _note(axes, f"certified: at most {_percent(max_risk)} wrong", (0, max_risk), offset=(4, 5))
+            _note(axes, f"certified: at most {_percent(max_risk)}", (0, max_risk), offset=(4, 5))
         if mark is not None:
             _mark(axes, mark, top=top)
         return _svg(figure, _describe_risk(curve, mark), salt="risk-coverage")
 
 
-def _style():  # type: ignore[no-untyped-def]  # noqa: ANN202 - matplotlib has no public name for it
+def _style() -> AbstractContextManager[None]:
     import matplotlib as mpl  # late: half a second and its font cache, for one command of all
 
-    return mpl.rc_context(_STYLE)  # type: ignore[arg-type]
+    return mpl.rc_context(_STYLE)
 
 
 def _figure() -> Figure:
@@ -143,26 +145,30 @@ def _figure() -> Figure:
     return figure
 
 
-def _bins(
-    axes: Axes,
-    bins: Sequence[selective.ReliabilityBin],
-    *,
-    colour: str,
-    label: str,
-    marker: str,
-    open_marker: bool = False,
-) -> None:
-    points = [(b["confidence"], b["accuracy"]) for b in bins if b["confidence"] is not None]
-    axes.plot(
-        [confidence for confidence, _ in points],
-        [accuracy for _, accuracy in points],
-        color=colour,
+def _bins(axes: Axes, bins: Sequence[selective.ReliabilityBin], *, colour: str, label: str, hollow: bool) -> None:
+    seen = [b for b in bins if b["confidence"] is not None and b["accuracy"] is not None]
+    confidence = [b["confidence"] or 0.0 for b in seen]
+    accuracy = [b["accuracy"] or 0.0 for b in seen]
+    most = max(b["count"] for b in seen)
+    # A point's area grows with its rows: a bin of two rows says little and should look it.
+    areas = [(6 if hollow else 9) + 60 * b["count"] / most for b in seen]
+    axes.plot(confidence, accuracy, color=colour, linewidth=1.0, alpha=0.7)
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=areas,
         label=label,
-        marker=marker,
-        markersize=5 if open_marker else 6.5,
-        markerfacecolor=_PAPER if open_marker else colour,
-        linewidth=1.2 if open_marker else 2.0,
+        marker="D" if hollow else "o",
+        facecolor=_PAPER if hollow else colour,
+        edgecolor=colour,
+        linewidth=1.2,
+        clip_on=False,
+        zorder=3,
     )
+
+
+def _served(before: object | None) -> str:
+    return "as served" if before is None else "after calibration"
 
 
 def _intervals(axes: Axes, bins: Sequence[selective.ReliabilityBin]) -> None:
@@ -204,9 +210,10 @@ def _mark(axes: Axes, mark: tuple[float, float], *, top: float) -> None:
     coverage, risk = mark
     axes.plot([coverage, coverage], [0, top], color=_INK, linewidth=1.0)
     axes.plot([coverage], [risk], marker="o", markersize=11, color=_AFTER, markeredgecolor=_PAPER, markeredgewidth=2)
-    text = f"in use: {_percent(coverage)} answered, {_percent(risk)} wrong"
     right = coverage > 0.5
-    _note(axes, text, (coverage, top), offset=(-7 if right else 7, -12), align="right" if right else "left")
+    _note(
+        axes, "threshold in use", (coverage, top), offset=(-7 if right else 7, -12), align="right" if right else "left"
+    )
 
 
 def _note(
@@ -232,8 +239,13 @@ def _percent_axes(axes: Axes, *, y: str, limits: tuple[float, float, float, floa
     axes.grid(visible=True)
     axes.set_axisbelow(True)
     # Above the axis and level, so that nobody has to turn their head; the key beside nothing it could cover.
-    axes.text(-0.11, 1.045, y, transform=axes.transAxes)
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.13, 1.09), ncols=2, handlelength=1.6)
+    axes.annotate(y, (0, 1), xytext=(-42, 11), xycoords="axes fraction", textcoords="offset points")
+    anchor = {"bbox_to_anchor": (0.02, 0.995), "bbox_transform": axes.figure.transFigure, "loc": "upper left"}
+    axes.legend(**anchor, frameon=False, ncols=2, handlelength=1.4, borderaxespad=0, borderpad=0, scatterpoints=1)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0") + "\u202f%"
 
 
 def _svg(figure: Figure, description: str, *, salt: str) -> str:
@@ -248,7 +260,7 @@ def _svg(figure: Figure, description: str, *, salt: str) -> str:
     for pattern, replacement in _FOR_A_PAGE:
         svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
     for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name}, {colour})")
+        svg = svg.replace(colour, f"var(--chart-{name}, {colour})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
 
 

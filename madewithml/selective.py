@@ -16,9 +16,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
-from madewithml import errors
+from madewithml import calibration, errors, risk_control
 
 NUM_BINS = 15
 RISKS = (0.01, 0.02, 0.05, 0.10)
@@ -239,30 +238,10 @@ def threshold_table(
         InputError: No rows, lengths that differ, a confidence or threshold outside [0, 1], or delta outside (0, 1).
     """
     conf, right = _checked(confidence, correct)
+    calibration.check_share(delta, "delta", hint="such as 0.05")
     candidates = np.array(list(thresholds), dtype=np.float64)
     _check_shares(candidates, what="threshold")
     return [_threshold_row(conf, right, threshold, delta) for threshold in candidates.tolist()]
-
-
-def risk_upper_bound(num_errors: int, num_accepted: int, *, delta: float = 0.05) -> float:
-    """Exact one-sided upper bound of the risk, at confidence 1 - delta, after `num_errors` among `num_accepted` rows.
-
-    Source: Clopper & Pearson 1934, the 1 - delta quantile of Beta(e + 1, n - e). Without accepted rows nothing is
-    known, and the bound is 1.
-
-    Raises:
-        InputError: Counts that do not fit, or delta outside (0, 1).
-    """
-    if not 0 < delta < 1:
-        msg = f"delta is {delta}; expected a number between 0 and 1, both excluded, such as 0.05"
-        raise errors.InputError(msg)
-    if not 0 <= num_errors <= num_accepted:
-        msg = f"{num_errors} errors among {num_accepted} accepted rows; expected 0 <= errors <= accepted"
-        raise errors.InputError(msg)
-    # SciPy answers NaN for Beta(n + 1, 0), whose whole mass is at 1.
-    if num_errors == num_accepted:
-        return 1.0
-    return float(stats.beta.ppf(1 - delta, num_errors + 1, num_accepted - num_errors))
 
 
 def _reliability_bin(lower: float, upper: float, confidence: FloatArray, correct: BoolArray) -> ReliabilityBin:
@@ -293,7 +272,7 @@ def _threshold_row(confidence: FloatArray, correct: BoolArray, threshold: float,
         "threshold": threshold,
         "coverage": num_accepted / total,
         "risk": num_errors / num_accepted if num_accepted else None,
-        "risk_upper_bound": risk_upper_bound(num_errors, num_accepted, delta=delta),
+        "risk_upper_bound": risk_control.risk_upper_bound(num_errors, num_accepted, delta),
         "num_accepted": num_accepted,
         "num_errors": num_errors,
         "accepted_per_1000": 1000 * num_accepted / total,

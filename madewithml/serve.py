@@ -24,6 +24,7 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -284,8 +285,14 @@ def start_deployment(planned: ServePlan) -> None:
     try:
         serve.run(application, name="madewithml", route_prefix="/")
     except RuntimeError as err:
-        reason = [line for line in str(err).splitlines() if "Error" in line] or [str(err)]
-        raise errors.StartError(f"Ray Serve could not start the replicas: {reason[-1].strip()}") from err
+        messages = [state.message for found in serve.status().applications.values() for state in found.deployments.values()]
+        raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(messages) or err}") from err
+
+
+def _reason(messages: Sequence[str]) -> str:
+    """What a replica raised: the last line of the stack trace in what Ray Serve says of a deployment."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    return lines[-1].removeprefix("madewithml.errors.") if lines else ""
 
 
 if __name__ == "__main__":

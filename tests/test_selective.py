@@ -269,27 +269,6 @@ class TestThresholdTable:
         assert row["wrong_per_1000"] <= row["accepted_per_1000"]
 
 
-class TestRiskUpperBound:
-    def test_59_rows_without_error_are_the_fewest_that_show_a_risk_of_5_percent(self):
-        assert selective.risk_upper_bound(0, 59) <= 0.05 < selective.risk_upper_bound(0, 58)
-
-    @pytest.mark.parametrize("count", [0, 1, 50])
-    def test_it_is_1_where_all_are_wrong_or_there_is_none(self, count):
-        assert selective.risk_upper_bound(count, count) == 1.0
-
-    @quick
-    @given(
-        counts=st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))),
-        delta=st.floats(0.001, 0.5),
-    )
-    def test_at_the_bound_so_few_errors_have_probability_delta(self, counts, delta):
-        num_errors, num_accepted = counts
-
-        bound = selective.risk_upper_bound(num_errors, num_accepted, delta=delta)
-
-        assert pytest.approx(delta, rel=1e-6) == stats.binom.cdf(num_errors, num_accepted, bound)
-
-
 class TestBadInput:
     @pytest.mark.parametrize(
         "figure", [selective.reliability_curve, selective.risk_coverage_curve, selective.aurc, selective.e_aurc]
@@ -325,8 +304,3 @@ class TestBadInput:
     def test_delta_is_between_0_and_1(self, delta):
         with pytest.raises(errors.InputError, match=f"^delta is {delta}; expected a number between 0 and 1, both excl"):
             selective.threshold_table(CONFIDENCE, CORRECT, [0.5], delta=delta)
-
-    @pytest.mark.parametrize(("num_errors", "num_accepted"), [(3, 2), (-1, 2)])
-    def test_counts_that_do_not_fit_are_refused(self, num_errors, num_accepted):
-        with pytest.raises(errors.InputError, match=f"^{num_errors} errors among {num_accepted} accepted rows; exp"):
-            selective.risk_upper_bound(num_errors, num_accepted)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.main import STARTUP_FAILURE
+from uvicorn.supervisors import multiprocess
 
-from madewithml import config, predict
+from madewithml import config, errors, predict
 from madewithml.serving import app, service
 
 if TYPE_CHECKING:
@@ -24,6 +28,17 @@ PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
 
 def app_from_environment() -> FastAPI:
     """Build the app from the plan in the environment; called by uvicorn in each worker process."""
+    try:
+        return _app()
+    except errors.MadeWithMLError as err:
+        if multiprocessing.parent_process() is None:
+            raise
+        # One of several processes: the status tells the first one that starting it again would not help.
+        print(f"error: {err.message}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+        sys.exit(STARTUP_FAILURE)
+
+
+def _app() -> FastAPI:
     plan: dict[str, Any] = json.loads(os.environ[PLAN_VARIABLE])
     settings = config.Settings.model_construct(**plan["settings"])
     predictor = predict.TorchPredictor.from_checkpoint(
@@ -44,6 +59,10 @@ def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: in
         workers: Processes that share the port.
         threads: Threads of one computation in each.
         announce: Line to log when the first process is up.
+
+    Raises:
+        CheckpointError: The one process cannot use the checkpoint.
+        StartError: One of several processes could not start; it has said why.
     """
     plan = {
         "run_id": run_id,
@@ -58,7 +77,7 @@ def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: in
         signal.signal(number, lambda *_: None)
     announcer = threading.Thread(target=_announce_when_ready, args=(settings, announce), daemon=True)
     announcer.start()
-    uvicorn.run(
+    configuration = uvicorn.Config(
         "madewithml.serving.local:app_from_environment",
         factory=True,
         host=settings.host,
@@ -69,6 +88,13 @@ def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: in
         server_header=False,
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
     )
+    if workers == 1:
+        uvicorn.Server(configuration).run()
+        return
+    processes = multiprocess.Multiprocess(configuration, sockets=[configuration.bind_socket()])
+    processes.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
+        raise errors.StartError(f"the {workers} processes could not start")
 
 
 def _announce_when_ready(settings: config.Settings, announce: str) -> None:
