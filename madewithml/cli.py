@@ -65,6 +65,7 @@ def train(
     from madewithml import train as train_
 
     settings = config.load(home=home, encoder=encoder)
+    _check_writable(results_fp)
     options = train_.TrainOptions(
         dataset_loc=dataset_loc,
         experiment_name=experiment_name,
@@ -140,11 +141,12 @@ def evaluate(
     from madewithml import tables
 
     settings = config.load(home=home)
+    _check_writable(results_fp)
     rules = {**settings.slices, **_slice_rules(slices or [])}
     settings = settings.model_copy(update={"slices": rules})
     document = evaluate_.evaluate_run(run_id, dataset_loc, settings, label_field=label_field)
     _write_results(document, results_fp)
-    tables.show_evaluation(document, rich.console.Console())
+    tables.show_evaluation(document, _console())
 
 
 @app.command()
@@ -186,8 +188,11 @@ def predict(
     if unknown:
         fields = ", ".join(predictor.checkpoint.metadata.text_fields)
         raise errors.UsageError(f"the model has no text field {unknown[0]!r}; it has {fields}")
-    if not predictor.texts([row])[0]:
+    text = predictor.texts([row])[0]
+    if not text:
         raise errors.InputError("the row has no text")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of such bytes
+        raise errors.InputError("the row has bytes that are not UTF-8")
     print(json.dumps({"results": predictor.predict([row]), "run_id": run_id}, indent=2, ensure_ascii=False))
 
 
@@ -211,6 +216,7 @@ def certify(
     """Certify the threshold of a run, or say what is missing; exit status 3 if refused."""
     from madewithml import certifying, tables
 
+    _check_writable(results_fp)
     options = certifying.CertifyOptions(
         run_id=run_id,
         dataset_loc=dataset_loc,
@@ -223,7 +229,7 @@ def certify(
     )
     document = certifying.certify_run(options, config.load(home=home))
     _write_results(document, results_fp)
-    tables.show_certification(document, rich.console.Console())
+    tables.show_certification(document, _console())
     if document["status"] == "refused":
         raise errors.RefusedError(tables.refusal_in_words(document))
 
@@ -288,8 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(list(arguments) if arguments is not None else None)
     except errors.MadeWithMLError as err:
-        rich.console.Console(stderr=True).print(f"error: {err.message}", markup=False, highlight=False, soft_wrap=True)
+        _console(stderr=True).print(f"error: {err.message}", soft_wrap=True)
         sys.exit(err.exit_status)
+
+
+def _console(*, stderr: bool = False) -> rich.console.Console:
+    """A terminal that shows names as they are: a label may be `[spam]`, a file `:dog:.csv`."""
+    return rich.console.Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def _names(value: str) -> tuple[str, ...]:
@@ -320,12 +331,17 @@ def _replica_count(value: str) -> int:
     return int(value)
 
 
-def _write_results(document: dict[str, Any], path: Path | None) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
+def _check_writable(path: Path | None) -> None:
+    """Before the work, so that none is done in vain."""
+    if path is not None and not path.parent.is_dir():
         raise errors.InputError(f"no folder {str(path.parent)!r} to write {path.name!r} into")
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if path is not None and path.is_dir():
+        raise errors.InputError(f"{str(path)!r} is a folder: --results-fp expects a file to write")
+
+
+def _write_results(document: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

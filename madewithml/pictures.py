@@ -88,7 +88,7 @@ def reliability(before: Sequence[selective.ReliabilityBin] | None, after: Sequen
             _bins(axes, before, colour=_BEFORE, label="before calibration", hollow=True)
         _intervals(axes, after)
         _bins(axes, after, colour=_AFTER, label=_served(before), hollow=False)
-        _percent_axes(axes, y="share that is right", limits=(0, 1, 0, 1.03))
+        _percent_axes(figure, axes, y="share that is right", limits=(0, 1, 0, 1.03))
         axes.tick_params(labelbottom=False)
         _histogram(strip, after)
         return _svg(figure, _describe_reliability(after), salt="reliability")
@@ -119,7 +119,7 @@ def risk_coverage(
             _curve(axes, before, colour=_BEFORE, label="before calibration", linewidth=1.3)
         _curve(axes, curve, colour=_AFTER, label=_served(before))
         top = _highest(curve, before, mark, max_risk)
-        _percent_axes(axes, y="share wrong among the answered (risk)", limits=(0, 1, 0, top))
+        _percent_axes(figure, axes, y="share wrong among the answered (risk)", limits=(0, 1, 0, top))
         axes.set_xlabel("share of inputs answered (coverage)", labelpad=5)
         if max_risk is not None:
             axes.axhline(max_risk, color=_INK, linewidth=1.2, dashes=(3, 3))
@@ -228,7 +228,7 @@ def _note(
     axes.annotate(text, at, xytext=offset, textcoords="offset points", ha=align, bbox=paper)
 
 
-def _percent_axes(axes: Axes, *, y: str, limits: tuple[float, float, float, float]) -> None:
+def _percent_axes(figure: Figure, axes: Axes, *, y: str, limits: tuple[float, float, float, float]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(limits[0], limits[1])
@@ -240,8 +240,9 @@ def _percent_axes(axes: Axes, *, y: str, limits: tuple[float, float, float, floa
     axes.set_axisbelow(True)
     # Above the axis and level, so that nobody has to turn their head; the key beside nothing it could cover.
     axes.annotate(y, (0, 1), xytext=(-42, 11), xycoords="axes fraction", textcoords="offset points")
-    anchor = {"bbox_to_anchor": (0.02, 0.995), "bbox_transform": axes.figure.transFigure, "loc": "upper left"}
-    axes.legend(**anchor, frameon=False, ncols=2, handlelength=1.4, borderaxespad=0, borderpad=0, scatterpoints=1)
+    key = axes.legend(frameon=False, ncols=2, handlelength=1.4, borderaxespad=0, borderpad=0, scatterpoints=1)
+    key.set_loc("upper left")
+    key.set_bbox_to_anchor((0.02, 0.995), transform=figure.transFigure)
 
 
 def _percent(share: float) -> str:

@@ -252,11 +252,16 @@ def connect(settings: config.Settings) -> Store:
     """Open the store that the settings name, and create the local one if it is not there yet.
 
     Raises:
+        InputError: The folder `home` cannot be made.
         NotFoundError: The tracking server or database cannot be reached.
     """
     _quieten()
     if _is_ours(settings):
-        settings.home.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            msg = f"cannot make the folder {str(settings.home)!r}: {err.strerror}. Check --home (MADEWITHML_HOME)."
+            raise errors.InputError(msg) from err
     client = mlflow.MlflowClient(settings.mlflow_uri)
     try:
         client.search_experiments(max_results=1)

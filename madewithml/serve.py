@@ -285,13 +285,14 @@ def start_deployment(planned: ServePlan) -> None:
     try:
         serve.run(application, name="madewithml", route_prefix="/")
     except RuntimeError as err:
-        messages = [state.message for found in serve.status().applications.values() for state in found.deployments.values()]
-        raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(messages) or err}") from err
+        applications = serve.status().applications.values()
+        told = [state.message for application in applications for state in application.deployments.values()]
+        raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(told) or err}") from err
 
 
-def _reason(messages: Sequence[str]) -> str:
-    """What a replica raised: the last line of the stack trace in what Ray Serve says of a deployment."""
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+def _reason(told: Sequence[str]) -> str:
+    """What a replica raised: the last line of the stack trace in what Ray Serve says of its deployment."""
+    lines = [line.strip() for message in told for line in message.splitlines() if line.strip()]
     return lines[-1].removeprefix("madewithml.errors.") if lines else ""
 
 

@@ -106,10 +106,10 @@ def refusal_in_words(document: Mapping[str, Any]) -> str:
     """Why the level asked for was refused, the best within reach, and what is missing."""
     parts = [f"risk {document['max_risk']:g} cannot be certified: {document['reason']}"]
     if document["best_max_risk"] is not None:
-        parts.append(f"the best these rows could certify is about {document['best_max_risk']:.3f}")
+        parts.append(f"The best these rows could certify is about {document['best_max_risk']:.3f}")
     if document["needed_rows"] is not None:
         parts.append(
-            f"about {document['needed_rows']} fresh labelled rows would certify {document['max_risk']:g} with 80 % "
+            f"About {document['needed_rows']} fresh labelled rows would certify {document['max_risk']:g} with 80 % "
             f"probability, at a coverage of about {document['expected_coverage']:.0%}"
         )
     return ". ".join(parts)

@@ -257,6 +257,7 @@ def fit(assignment: dict[str, Any]) -> None:
     optimizer, schedule = fitting.make_optimizer(
         model, models.head_parameters(model), job.parameters, total_steps=share.steps * job.parameters.num_epochs
     )
+    average = fitting.running_average(model, decay=job.parameters.average_decay)
     stopping = fitting.EarlyStopping(job.parameters.patience)
     weights = fitting.balanced_weights(job.train.labels, len(job.labels)) if job.parameters.class_weights else None
     for epoch in range(1, job.parameters.num_epochs + 1):
@@ -264,16 +265,17 @@ def fit(assignment: dict[str, Any]) -> None:
         for batch in share.batches(job.train, pad_id=job.pad_id, seed=job.parameters.seed, epoch=epoch):
             losses.append(fitting.train_step(wrapped, optimizer, batch, weights))
             schedule.step()
+            average.update_parameters(model)
             if rank == 0:
                 assignment["queue"].put({"rows": len(batch[2]) * world})
-        val_loss, accuracy = fitting.eval_step(model, job.validation, batch_size=64, pad_id=job.pad_id)
+        val_loss, accuracy = fitting.eval_step(average.module, job.validation, batch_size=64, pad_id=job.pad_id)
         metrics = {
             "epoch": epoch,
             "train_loss": sum(losses) / len(losses),
             "val_loss": val_loss,
             "val_accuracy": accuracy,
         }
-        _report(metrics, model if stopping.is_better(val_loss) and rank == 0 else None)
+        _report(metrics, average.module if stopping.is_better(val_loss) and rank == 0 else None)
         if rank == 0:
             assignment["queue"].put(metrics)
         if stopping.should_stop:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.main import STARTUP_FAILURE
 from uvicorn.supervisors import multiprocess
 
 from madewithml import config, errors, predict
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
+STARTUP_FAILURE = 3  # uvicorn's word for "do not start this process again"
 
 
 def app_from_environment() -> FastAPI:
@@ -33,9 +33,10 @@ def app_from_environment() -> FastAPI:
     except errors.MadeWithMLError as err:
         if multiprocessing.parent_process() is None:
             raise
-        # One of several processes: the status tells the first one that starting it again would not help.
+        # One of several processes: the status tells the first one that starting it again would not help. At once,
+        # because a process that takes its time to end is killed and started again.
         print(f"error: {err.message}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
-        sys.exit(STARTUP_FAILURE)
+        os._exit(STARTUP_FAILURE)
 
 
 def _app() -> FastAPI:

@@ -131,7 +131,7 @@ def keep_nulls(app: FastAPI) -> None:
     for route in app.routes:
         if not isinstance(route, APIRoute) or not route.include_in_schema:
             continue
-        (method,) = route.methods or ()
+        method = next(iter(route.methods or ()))
         documented = paths[route.path][method.lower()]["responses"]
         for status, response in route.responses.items():
             for media_type, content in response.get("content", {}).items():
