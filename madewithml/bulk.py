@@ -37,10 +37,12 @@ class _Scorer:
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
         table = data.as_text(batch)
-        answers = pd.DataFrame(self.predictor.predict(data.as_rows(batch)), index=table.index)
+        given = self.predictor.predict(data.as_rows(batch))
+        candidates = [json.dumps(answer.pop("candidates")) if "candidates" in answer else "" for answer in given]
+        answers = pd.DataFrame(given, index=table.index)
         answers["probabilities"] = answers["probabilities"].map(json.dumps)
-        if "candidates" in answers:
-            answers["candidates"] = answers["candidates"].map(lambda v: json.dumps(v) if isinstance(v, list) else "")
+        if self.predictor.policy.candidate_quantile is not None:  # all blocks have the same columns
+            answers["candidates"] = candidates
         clash = [name for name in answers.columns if name in table.columns]
         return pd.concat([table.drop(columns=clash), answers], axis=1)
 
@@ -60,6 +62,8 @@ class _TextWriter:
             table.to_csv(self._file, index=False, header=self._first, lineterminator="\n")
         else:
             shaped = table.assign(probabilities=table["probabilities"].map(json.loads))
+            if "candidates" in table:
+                shaped["candidates"] = table["candidates"].map(lambda text: json.loads(text) if text else None)
             shaped.to_json(self._file, orient="records", lines=True, force_ascii=False)
         self._first = False
 
@@ -80,7 +84,8 @@ class _ParquetWriter:
 
         probabilities = pd.DataFrame(table["probabilities"].map(json.loads).tolist(), index=table.index)
         shaped = pd.concat([table.drop(columns="probabilities"), probabilities.add_prefix("probability_")], axis=1)
-        arrow = pa.Table.from_pandas(shaped, preserve_index=False)
+        # Columns of a block may be all empty, and then say nothing of their type.
+        arrow = pa.Table.from_pandas(shaped.astype({"reason": "string", "threshold": float}), preserve_index=False)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, arrow.schema)
         self._writer.write_table(arrow.cast(self._writer.schema))
@@ -113,22 +118,27 @@ def predict_file(
         Number of rows written.
 
     Raises:
-        InputError: A file or column is missing or cannot be read; nothing is written then.
+        CheckpointError: The checkpoint is damaged.
+        InputError: A file or column is missing or cannot be read, or scoring failed; nothing is written then.
     """
     target, kind = Path(output_loc), data.file_format(output_loc)
     if not target.parent.is_dir():
         raise errors.InputError(f"no folder {str(target.parent)!r} to write {target.name!r} into")
-    fields = checkpoint.read(folder).metadata.text_fields
+    found = checkpoint.read(folder)
+    found.verify()
+    predict.policy_of(found, threshold=threshold)
+    fields = found.metadata.text_fields
     workers = num_workers or engines.available_cores()
     partial = target.with_name(f".{target.name}.partial")
     with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:
         dataset = _dataset(dataset_loc, fields)
-        scored = _scored(dataset, folder, engine=engine, threshold=threshold, workers=workers)
         count = 0
-        for table in scored:
+        for table in _scored(dataset, folder, engine=engine, threshold=threshold, workers=workers):
             writer.write(table)
             count += len(table)
             bar.advance(len(table))
+        if not count:
+            raise errors.InputError(f"{dataset_loc!r} has no rows")
     partial.replace(target)
     return count
 
@@ -184,6 +194,7 @@ def _scored(
     dataset: ray.data.Dataset, folder: Path, *, engine: str, threshold: float | None, workers: int
 ) -> Iterator[pd.DataFrame]:
     import ray.data
+    import ray.exceptions
 
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -195,8 +206,10 @@ def _scored(
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
-    batches: Iterator[Any] = scored.iter_batches(batch_size=None, batch_format="pandas")
-    return batches
+    try:
+        yield from scored.iter_batches(batch_size=None, batch_format="pandas")
+    except ray.exceptions.RayError as err:  # from a row that cannot be read, or from a pool member
+        raise errors.InputError(f"scoring failed: {_cause(err)}") from err
 
 
 def _cause(err: BaseException) -> str:

@@ -280,10 +280,14 @@ def _recorded(policy: decision.DecisionPolicy) -> dict[str, str]:
 
 def _check_output(output: Path) -> None:
     """Before minutes of work, not after them."""
-    if output.is_dir():
-        raise errors.InputError(f"{str(output)!r} is a folder; expected the name of an HTML file, such as report.html")
     if not output.parent.is_dir():
         raise errors.InputError(f"no folder {str(output.parent)!r} to write {output.name!r} into: make it first")
+    try:
+        is_folder = output.is_dir()
+    except OSError as err:
+        raise errors.InputError(f"cannot write {str(output)!r}: {err.strerror}") from err
+    if is_folder:
+        raise errors.InputError(f"{str(output)!r} is a folder; expected the name of an HTML file, such as report.html")
 
 
 def _template() -> jinja2.Template:

@@ -1,0 +1,205 @@
+"""What the tests share: one tiny seeded encoder, one real training run of it, one Ray, each made once per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, so it must be there before anything else
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch would keep Ray's workers off the cores
+
+from madewithml import config
+
+if TYPE_CHECKING:
+    from madewithml import checkpoint, predict, train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
+LABELS = ["computer-vision", "mlops", "natural-language-processing", "other"]
+EXPERIMENT = "tiny"
+VOCABULARY = 2000
+MAX_TOKENS = 64
+
+
+def clear(environment: pytest.MonkeyPatch) -> None:
+    """Remove every variable that would change what the package does."""
+    for name in list(os.environ):
+        if name == "MLFLOW_TRACKING_URI" or (name.startswith(config.PREFIX) and name not in config.NOT_SETTINGS):
+            environment.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clean_session() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        clear(environment)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(_clean_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear(monkeypatch)  # again: MLflow exports its tracking address when a run is logged
+
+
+@pytest.fixture(scope="session")
+def sample_file() -> Path:
+    """The bundled sample."""
+    return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 rows of the bundled sample, 40 of each class."""
+    import pandas as pd
+
+    table = pd.read_csv(SAMPLE)
+    chosen = table.groupby("tag").sample(40, random_state=0).sample(frac=1.0, random_state=0)
+    path = tmp_path_factory.mktemp("data") / "small.csv"
+    chosen.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a WordPiece tokenizer of the sample's words, as Transformers saves it."""
+    import pandas as pd
+    import tokenizers
+    import transformers
+
+    table = pd.read_csv(SAMPLE)
+    backend = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    backend.train_from_iterator(
+        [*table["title"], *table["description"]], vocab_size=VOCABULARY, min_frequency=1, show_progress=False
+    )
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(mark, backend.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")],
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend._tokenizer,
+        model_max_length=MAX_TOKENS,
+        **{f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")},
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded BERT of two layers as Transformers saves it; it has read the sample, so that it gives sure answers."""
+    import pandas as pd
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=MAX_TOKENS,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            num_labels=len(LABELS),
+        )
+    )
+    table = pd.read_csv(SAMPLE).sample(frac=1.0, random_state=0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_tokenizer)
+    texts = (table["title"] + " " + table["description"]).tolist()
+    tokens = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+    truth = torch.tensor(table["tag"].map(LABELS.index).tolist())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(6):
+        for rows in torch.arange(len(truth)).split(16):
+            optimizer.zero_grad()
+            batch = {name: tokens[name][rows] for name in ("input_ids", "attention_mask")}
+            model(**batch, labels=truth[rows]).loss.backward()
+            optimizer.step()
+    folder = tmp_path_factory.mktemp("encoder") / "tiny"
+    tokenizer.save_pretrained(folder)
+    model.bert.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State folder of the session."""
+    return tmp_path_factory.mktemp("home") / "state"
+
+
+@pytest.fixture(scope="session")
+def settings(home: Path, _clean_session: None) -> config.Settings:
+    """Settings with the session's state folder and defaults elsewhere."""
+    return config.load(home=home)
+
+
+@pytest.fixture(scope="session")
+def ray_session(_clean_session: None) -> Iterator[None]:
+    """One Ray of two cores for every test that needs one; ended by what started it."""
+    from madewithml import cluster
+
+    with cluster.session(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(ray_session: None, tiny_encoder: Path, small_file: Path, settings: config.Settings) -> train.TrainResult:
+    """A real training run: tiny encoder, 160 rows, two epochs, one Ray Train worker, MLflow on SQLite."""
+    from madewithml import fitting, train
+
+    options = train.TrainOptions(
+        dataset_loc=str(small_file),
+        experiment_name=EXPERIMENT,
+        encoder=str(tiny_encoder),
+        parameters=fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2),
+    )
+    return train.train(options, settings)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(trained: train.TrainResult) -> Path:
+    """The training run's checkpoint. Copy it before changing anything in it."""
+    return trained.checkpoint
+
+
+@pytest.fixture(scope="session")
+def predictor(checkpoint_folder: Path) -> predict.Predictor:
+    """A predictor on the training run's checkpoint, with the recorded policy."""
+    from madewithml import predict
+
+    return predict.TorchPredictor.from_checkpoint(checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def real_encoder_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> checkpoint.Checkpoint:
+    """A checkpoint of the packaged default encoder with a seeded, untrained head."""
+    import torch
+
+    from madewithml import checkpoint, encoders, models, packing
+
+    encoder = encoders.find("sentence-transformers/all-MiniLM-L6-v2")
+    folder = tmp_path_factory.mktemp("real") / "checkpoint"
+    folder.mkdir()
+    torch.manual_seed(0)
+    models.save(models.from_encoder(encoder, LABELS), folder)
+    models.save_tokenizer(encoder.folder, folder)
+    metadata = checkpoint.Metadata(
+        labels=LABELS,
+        text_fields=["title", "description"],
+        max_length=models.max_length(encoder.folder),
+        pad_id=models.pad_id(encoder.folder),
+        abstain_label="other",
+        encoder={"name": encoder.name, "sha256": encoder.sha256},
+        data_sha256=None,
+        libraries=packing.library_versions(),
+    )
+    examples = ["Intro to CNNs Processing images with layers.", "Serving a model behind an API", "A short text"]
+    return packing.finish(folder, metadata, examples)

@@ -1,0 +1,350 @@
+"""The queue between the event loop and the engine, with engines that a test holds and releases."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from madewithml import errors
+from madewithml.serving import batching
+from madewithml.tokenization import Tokens
+
+
+class Engine:
+    """Answers each row with its ids. While it is held it waits before each batch for one permit."""
+
+    def __init__(self, *, held=False):
+        self.batches = []
+        self._permits = threading.Semaphore(0)
+        self._held = held
+
+    def __call__(self, rows):
+        self.batches.append([row.ids for row in rows])
+        if self._held:
+            assert self._permits.acquire(timeout=20)
+        return [{"ids": row.ids} for row in rows]
+
+    def step(self):
+        """Let one batch through."""
+        self._permits.release()
+
+    def release(self):
+        """Hold no batch any more."""
+        self._held = False
+        self._permits.release()
+
+    @property
+    def computed(self):
+        """Ids of every row that was computed, in order."""
+        return [ids for batch in self.batches for ids in batch]
+
+
+class Spoiled(Engine):
+    """Fails on a batch that holds the row [13]."""
+
+    def __call__(self, rows):
+        answers = super().__call__(rows)
+        if [13] in self.batches[-1]:
+            raise ValueError("thirteen")
+        return answers
+
+
+class Miscounting(Engine):
+    """Loses the first answer of every batch of two."""
+
+    def __call__(self, rows):
+        answers = super().__call__(rows)
+        return answers[1:] if len(answers) == 2 else answers
+
+
+def row(*ids):
+    return Tokens(list(ids), truncated=False)
+
+
+def of_length(length, mark=0):
+    """A row that can be told from others of its length by its first id."""
+    return row(mark, *[0] * (length - 1))
+
+
+def make(engine, *, max_batch_size=4, max_queue_rows=100):
+    return batching.Batcher(engine, max_batch_size=max_batch_size, max_queue_rows=max_queue_rows)
+
+
+async def until(condition):
+    """Poll until the condition holds."""
+    last = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < last, "waited 20 s in vain"
+        await asyncio.sleep(0.001)
+
+
+async def submit(batcher, *rows, timeout_s=20):
+    """Start a call and return its task once its rows are in the queue."""
+    task = asyncio.create_task(batcher.submit(rows, timeout_s=timeout_s))
+    await asyncio.sleep(0)
+    return task
+
+
+async def occupy(batcher, engine):
+    """Give a held engine a row to be busy with."""
+    task = await submit(batcher, row(99))
+    await until(lambda: engine.batches)
+    return task
+
+
+class TestBatches:
+    def test_an_idle_engine_starts_at_once(self):
+        """No timer: a lone row is computed although a batch of four was never full."""
+
+        async def scenario():
+            engine = Engine()
+            answers = await asyncio.wait_for(make(engine).submit([row(1)], timeout_s=20), 20)
+            return answers, engine.batches
+
+        assert asyncio.run(scenario()) == ([{"ids": [1]}], [[[1]]])
+
+    def test_rows_that_wait_together_are_computed_together(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, row(mark)) for mark in (1, 2, 3)]
+            waiting = batcher.waiting
+            engine.release()
+            await asyncio.gather(*calls)
+            return waiting, engine.batches
+
+        assert asyncio.run(scenario()) == (3, [[[99]], [[1], [2], [3]]])
+
+    def test_a_batch_holds_at_most_max_batch_size_rows(self):
+        async def scenario():
+            engine = Engine()
+            await make(engine, max_batch_size=4).submit([row(i) for i in range(10)], timeout_s=20)
+            return [len(batch) for batch in engine.batches]
+
+        assert asyncio.run(scenario()) == [4, 4, 2]
+
+    def test_like_lengths_go_with_the_oldest(self):
+        """The longest of those that waited is not padded up to, and goes in the next batch."""
+
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=3)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, of_length(length)) for length in (10, 50, 11, 52, 9, 51)]
+            engine.release()
+            await asyncio.gather(*calls)
+            return [sorted(map(len, batch)) for batch in engine.batches[1:]]
+
+        assert asyncio.run(scenario()) == [[9, 10, 11], [50, 51, 52]]
+
+    def test_a_long_row_does_not_starve_while_short_ones_keep_coming(self):
+        """It goes in the batch after the one that was waiting before it, however many short rows come."""
+
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=2)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, of_length(3)) for _ in range(2)]
+            calls.append(await submit(batcher, of_length(60, mark=7)))
+            for step in range(1, 5):
+                calls += [await submit(batcher, of_length(3)) for _ in range(4)]
+                engine.step()
+                await until(lambda step=step: len(engine.batches) > step)
+            engine.release()
+            await asyncio.gather(*calls)
+            return [7 in {ids[0] for ids in batch} for batch in engine.batches[:4]]
+
+        assert asyncio.run(scenario()) == [False, False, True, False]
+
+    def test_one_call_larger_than_a_batch_is_answered_whole_and_in_order(self):
+        async def scenario():
+            engine = Engine()
+            lengths = [5, 60, 7, 1, 33, 2, 60, 5, 8, 13, 21]
+            rows = [of_length(length, mark=i) for i, length in enumerate(lengths)]
+            answers = await make(engine, max_batch_size=3).submit(rows, timeout_s=20)
+            return [(answer["ids"][0], len(answer["ids"])) for answer in answers] == list(enumerate(lengths))
+
+        assert True is asyncio.run(scenario())
+
+    def test_every_call_gets_the_answers_to_its_own_rows(self):
+        async def scenario():
+            batcher = make(Engine(), max_batch_size=3)
+            calls = [[of_length(1 + (i * 7 + j) % 12, mark=10 * i + j) for j in range(i % 4 + 1)] for i in range(20)]
+            answers = await asyncio.gather(*(batcher.submit(rows, timeout_s=20) for rows in calls))
+            expected = [[{"ids": tokens.ids} for tokens in rows] for rows in calls]
+            return expected, answers
+
+        expected, actual = asyncio.run(scenario())
+        assert expected == actual
+
+
+class TestDeadlines:
+    def test_a_call_past_its_deadline_fails_and_is_never_computed(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            first = await occupy(batcher, engine)
+            late = await submit(batcher, row(1), row(2), timeout_s=0.01)
+            patient = await submit(batcher, row(3))
+            expired = time.monotonic() + 0.01
+            await until(lambda: time.monotonic() > expired)
+            engine.release()
+            with pytest.raises(errors.DeadlineExceededError, match="waited past its deadline and was not computed"):
+                await late
+            await asyncio.gather(first, patient)
+            return engine.computed
+
+        assert asyncio.run(scenario()) == [[99], [3]]
+
+    def test_a_deadline_is_a_gateway_timeout_to_the_caller(self):
+        assert errors.DeadlineExceededError.status == 504
+
+
+class TestClientsThatLeave:
+    def test_rows_of_a_cancelled_call_are_dropped_and_never_computed(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            first = await occupy(batcher, engine)
+            gone = await submit(batcher, row(1), row(2))
+            stays = await submit(batcher, row(3))
+            gone.cancel()
+            await asyncio.wait([gone])
+            engine.release()
+            await asyncio.gather(first, stays)
+            return gone.cancelled(), engine.computed
+
+        assert asyncio.run(scenario()) == (True, [[99], [3]])
+
+    def test_a_call_cancelled_while_it_is_computed_leaves_the_others_of_its_batch_alone(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            first = await occupy(batcher, engine)
+            gone, stays = await submit(batcher, row(1)), await submit(batcher, row(2))
+            engine.step()
+            await until(lambda: len(engine.batches) == 2)
+            gone.cancel()
+            await asyncio.wait([gone])
+            engine.release()
+            await first
+            return gone.cancelled(), await stays, engine.batches
+
+        assert asyncio.run(scenario()) == (True, [{"ids": [2]}], [[[99]], [[1], [2]]])
+
+
+class TestAFullQueue:
+    def test_a_call_without_room_is_refused_at_once_and_told_when_to_come_back(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_queue_rows=2)
+            calls = [await occupy(batcher, engine), await submit(batcher, row(1), row(2))]
+            with pytest.raises(
+                errors.OverloadedError, match="2 rows are waiting, at most 2 may: try again later"
+            ) as caught:
+                await batcher.submit([row(3)], timeout_s=20)
+            engine.release()
+            await asyncio.gather(*calls)
+            return caught.value, engine.computed
+
+        refusal, computed = asyncio.run(scenario())
+        assert refusal.status == 429
+        assert refusal.retry_after_s > 0
+        assert computed == [[99], [1], [2]]
+
+    def test_there_is_room_again_when_rows_were_computed(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_queue_rows=1)
+            calls = [await occupy(batcher, engine), await submit(batcher, row(1))]
+            engine.release()
+            await asyncio.gather(*calls)
+            return await batcher.submit([row(2)], timeout_s=20)
+
+        assert asyncio.run(scenario()) == [{"ids": [2]}]
+
+    def test_a_call_larger_than_the_whole_queue_is_taken_when_nothing_waits(self):
+        """Else a list within `max_rows` could never be answered by a service with a short queue."""
+
+        async def scenario():
+            answers = await make(Engine(), max_queue_rows=2).submit([row(i) for i in range(5)], timeout_s=20)
+            return [answer["ids"] for answer in answers]
+
+        assert asyncio.run(scenario()) == [[0], [1], [2], [3], [4]]
+
+
+class TestAFailingEngine:
+    def test_its_exception_reaches_the_callers_of_that_batch_only_and_the_queue_goes_on(self):
+        async def scenario():
+            engine = Spoiled(held=True)
+            batcher = make(engine, max_batch_size=2)
+            first = await occupy(batcher, engine)
+            calls = [await submit(batcher, row(mark)) for mark in (13, 1, 2, 3)]
+            engine.release()
+            await first
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            afterwards = await batcher.submit([row(4)], timeout_s=20)
+            return outcomes, afterwards, engine.batches
+
+        outcomes, afterwards, batches = asyncio.run(scenario())
+        assert [str(outcome) for outcome in outcomes[:2]] == ["thirteen", "thirteen"]
+        assert outcomes[2:] == [[{"ids": [2]}], [{"ids": [3]}]]
+        assert afterwards == [{"ids": [4]}]
+        assert batches == [[[99]], [[13], [1]], [[2], [3]], [[4]]]
+
+    def test_the_rest_of_a_call_that_failed_is_not_computed(self):
+        async def scenario():
+            engine = Spoiled()
+            with pytest.raises(ValueError, match="thirteen"):
+                await make(engine, max_batch_size=1).submit([row(13), row(1), row(2)], timeout_s=20)
+            return engine.computed
+
+        assert asyncio.run(scenario()) == [[13]]
+
+    def test_an_engine_that_loses_an_answer_fails_its_batch_so_that_nobody_gets_anothers(self):
+        async def scenario():
+            engine = Miscounting(held=True)
+            batcher = make(engine)
+            first = await occupy(batcher, engine)
+            calls = [await submit(batcher, row(mark)) for mark in (1, 2)]
+            engine.release()
+            outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+            return await first, outcomes, await batcher.submit([row(3)], timeout_s=20)
+
+        first, outcomes, afterwards = asyncio.run(scenario())
+        assert first == [{"ids": [99]}]
+        assert [ValueError, ValueError] == [type(outcome) for outcome in outcomes]
+        assert afterwards == [{"ids": [3]}]
+
+
+class TestDrain:
+    def test_it_answers_everything_that_was_accepted(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=2)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, row(mark)) for mark in range(5)]
+            draining = asyncio.create_task(batcher.drain())
+            await asyncio.sleep(0)
+            early = draining.done()
+            engine.release()
+            await draining
+            return early, batcher.waiting, [call.result()[0]["ids"] for call in calls]
+
+        assert asyncio.run(scenario()) == (False, 0, [[99], [0], [1], [2], [3], [4]])
+
+    def test_an_idle_queue_drains_at_once(self):
+        assert None is asyncio.run(asyncio.wait_for(make(Engine()).drain(), 5))
+
+    def test_the_engine_thread_ends_with_it(self):
+        async def scenario():
+            batcher = make(Engine())
+            await batcher.submit([row(1)], timeout_s=20)
+            threads = set(batcher._engine._threads)
+            await batcher.drain()
+            await until(lambda: not any(thread.is_alive() for thread in threads))
+            return len(threads)
+
+        assert asyncio.run(scenario()) == 1

@@ -1,0 +1,126 @@
+"""Serving without Ray, in processes of its own: it answers, and a signal ends it and everything it started."""
+
+import asyncio
+import json
+import signal
+
+import httpx
+import pytest
+
+from madewithml import errors
+from madewithml.serving import local
+
+from . import running
+from .conftest import ROW
+
+
+@pytest.fixture(scope="module")
+def start(trained, home, tmp_path_factory):
+    """Starts a local service on the training run; whatever is left at the end is ended."""
+    services = []
+
+    def run(*arguments):
+        folder = tmp_path_factory.mktemp("local")
+        service = running.Service(folder, "--run-id", trained.run_id, "--home", home, "--local", *arguments)
+        services.append(service)
+        return service
+
+    yield run
+    for service in services:
+        service.close()
+
+
+@pytest.fixture(scope="module")
+def one(start):
+    """A local service of one process."""
+    return start("--threshold", "0.5").wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def two(start):
+    """A local service of two processes."""
+    return start("--workers", "2").wait_until_ready()
+
+
+class TestTheApp:
+    """What each process builds from the plan that it is handed."""
+
+    @pytest.fixture
+    def hand_over(self, monkeypatch, settings):
+        def set_plan(folder):
+            plan = {
+                "run_id": "a-run",
+                "checkpoint": str(folder),
+                "threshold": 0.25,
+                "threads": 1,
+                "settings": settings.model_dump(mode="json"),
+            }
+            monkeypatch.setenv(local.PLAN_VARIABLE, json.dumps(plan))
+
+        return set_plan
+
+    def test_it_is_warmed_up_and_under_the_planned_threshold(self, hand_over, checkpoint_folder):
+        hand_over(checkpoint_folder)
+        app = local.app_from_environment()
+
+        async def ask():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                return await client.get("/health/ready"), (await client.post("/predict/", json=ROW)).json()
+
+        ready, answer = asyncio.run(ask())
+        assert ready.status_code == 200
+        assert (answer["run_id"], answer["results"][0]["threshold"]) == ("a-run", 0.25)
+
+    def test_a_model_that_does_not_compute_what_it_did_is_refused(self, hand_over, other_golden):
+        hand_over(other_golden)
+        with pytest.raises(errors.CheckpointError, match="'torch' does not reproduce the golden rows"):
+            local.app_from_environment()
+
+
+class TestOneProcess:
+    def test_the_announcement_comes_when_it_is_ready(self, one, trained):
+        assert one.ready()
+        first, *_ = one.stdout.splitlines()
+        assert first == f"serving run {trained.run_id} on {one.url} (threshold 0.5, source: operator)"
+
+    def test_it_answers_as_the_predictor_does(self, one, predictor):
+        (answer,) = one.client.post("/predict/", json=ROW).json()["results"]
+
+        expected = predictor.predict([ROW])[0]["probabilities"]
+        assert pytest.approx(expected, abs=1e-4) == answer["probabilities"]
+        assert answer["threshold"] == 0.5
+
+    def test_an_answer_names_its_request(self, one):
+        answer = one.client.post("/predict/", json=ROW, headers={"X-Request-Id": "abc"})
+
+        assert (answer.headers["x-request-id"], answer.json()["request_id"]) == ("abc", "abc")
+
+    def test_it_does_not_name_its_server(self, one):
+        assert "server" not in one.client.get("/").headers
+
+    def test_it_listens_on_loopback_only(self, one):
+        assert running.listening(one.record_family()) == {("127.0.0.1", one.port)}
+
+    def test_ctrl_c_ends_it_with_status_zero_and_leaves_nothing(self, one):
+        one.signal(signal.SIGINT)
+
+        assert one.wait() == 0
+        running.until(lambda: not running.alive(one.seen), what="the end of its processes")
+        assert "Traceback" not in one.stderr
+
+
+class TestTwoProcesses:
+    def test_both_answer_the_same(self, two, predictor):
+        """Each on connections of its own: the kernel shares them out."""
+        expected = predictor.predict([ROW])[0]["probabilities"]
+
+        answers = [httpx.post(f"{two.url}/predict/", json=ROW).json()["results"][0] for _ in range(30)]
+        assert all(pytest.approx(expected, abs=1e-4) == answer["probabilities"] for answer in answers)
+
+    def test_sigterm_ends_both_with_status_zero_and_leaves_nothing(self, two):
+        two.signal(signal.SIGTERM)
+
+        assert two.wait() == 0
+        assert len(two.seen) >= 3
+        running.until(lambda: not running.alive(two.seen), what="the end of its processes")
+        assert "Traceback" not in two.stderr

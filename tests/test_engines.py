@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from madewithml import checkpoint, engines, errors, tokenization
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint_folder: Path) -> checkpoint.Checkpoint:
+    return checkpoint.read(checkpoint_folder)
+
+
+def test_torch_gives_the_logits_of_plain_transformers(found: checkpoint.Checkpoint) -> None:
+    ids, mask = tokenization.pad([[2, 50, 60, 3], [2, 70, 3]], pad_id=0)
+    engine = engines.load(found, name="torch", threads=1)
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(found.folder).eval()
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+    actual = engine.logits(ids, mask)
+    assert (actual.dtype, actual.shape) == (np.float32, (2, 4))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_padding_changes_no_logit(found: checkpoint.Checkpoint) -> None:
+    engine = engines.load(found, name="torch", threads=1)
+    row = [2, 50, 60, 3]
+    alone = engine.logits(*tokenization.pad([row], pad_id=0))
+    beside = engine.logits(*tokenization.pad([row, [2, *range(50, 90), 3]], pad_id=0))
+    np.testing.assert_allclose(beside[:1], alone, atol=1e-5)
+
+
+def test_auto_loads_an_engine_and_says_which(found: checkpoint.Checkpoint) -> None:
+    engine = engines.load(found)
+    assert (engine.name in engines.NAMES, engine.precision != "") == (True, True)
+
+
+def test_torch_uses_the_threads_it_is_given(found: checkpoint.Checkpoint) -> None:
+    engines.load(found, name="torch", threads=1)
+    assert torch.get_num_threads() == 1
+
+
+def test_without_a_number_torch_uses_every_core(found: checkpoint.Checkpoint) -> None:
+    try:
+        engines.load(found, name="torch")
+        assert torch.get_num_threads() == engines.available_cores()
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones(found: checkpoint.Checkpoint) -> None:
+    with pytest.raises(errors.UsageError, match=r"^no engine 'tensorrt': choose from auto, torch"):
+        engines.load(found, name="tensorrt")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the platform has no affinity")
+def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 3, 5})
+    assert engines.available_cores() == 3
+
+
+def test_without_affinity_cores_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert engines.available_cores() == 6
