@@ -204,7 +204,7 @@ def _scored(
         batch_format="pandas",
         batch_size=BLOCK_ROWS,
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=1,
+        num_cpus=0,  # a pool that reserves every core leaves none to the tasks that read, and both wait for ever
     )
     try:
         yield from scored.iter_batches(batch_size=None, batch_format="pandas")

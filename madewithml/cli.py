@@ -294,13 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(list(arguments) if arguments is not None else None)
     except errors.MadeWithMLError as err:
-        _console(stderr=True).print(f"error: {err.message}", soft_wrap=True)
+        _console(stderr=True).print(f"error: {err.message}", markup=False, soft_wrap=True)
         sys.exit(err.exit_status)
 
 
 def _console(*, stderr: bool = False) -> rich.console.Console:
-    """A terminal that shows names as they are: a label may be `[spam]`, a file `:dog:.csv`."""
-    return rich.console.Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    """A terminal that makes no picture of a name such as `:dog:`."""
+    return rich.console.Console(stderr=stderr, emoji=False, highlight=False)
 
 
 def _names(value: str) -> tuple[str, ...]:

@@ -77,9 +77,11 @@ def _labels(options: ImportOptions) -> list[str]:
         raise errors.InputError(msg)
     try:
         found = json.loads(config_file.read_text(encoding="utf-8")).get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    except ValueError as err:
-        raise errors.InputError(f"{str(config_file)!r} is not JSON: {err}") from err
-    labels = list(options.labels) if options.labels else [found[key] for key in sorted(found, key=int)]
+        named = [str(found[key]) for key in sorted(found, key=int)]
+    except (ValueError, TypeError, AttributeError, LookupError) as err:
+        msg = f"{str(config_file)!r} is no model configuration with id2label (index to name): {err}"
+        raise errors.InputError(msg) from err
+    labels = list(options.labels) if options.labels else named
     if len(labels) != len(found):
         raise errors.InputError(f"--labels names {len(labels)} classes, the model has {len(found)}")
     if len(set(labels)) != len(labels):

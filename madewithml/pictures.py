@@ -267,8 +267,9 @@ def _svg(figure: Figure, description: str, *, salt: str) -> str:
 
 def _describe_reliability(bins: Sequence[selective.ReliabilityBin]) -> str:
     seen = [
-        f"{_percent(b['accuracy'])} right at {_percent(b['confidence'])} confidence ({b['count']} rows)"
+        f"{_percent(b['accuracy'])} right at {_percent(b['confidence'])} confidence ({count} row{'s' * (count != 1)})"
         for b in bins
+        for count in [b["count"]]
         if b["confidence"] is not None and b["accuracy"] is not None
     ]
     return f"Reliability diagram: {'; '.join(seen)}"

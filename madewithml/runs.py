@@ -32,6 +32,7 @@ SPLITS_FILE = "splits.parquet"
 SPLIT_COLUMNS = ("split", "text_sha256", "label")
 CHECKPOINT_PATH = "data/checkpoint"
 MODEL_NAME = "checkpoint"
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ class Store:
             val_loss: Validation loss by which the best is chosen; None if unknown.
             step: Epoch.
         """
-        mlflow.set_tracking_uri(self.settings.mlflow_uri)
-        with mlflow.start_run(run_id=run_id):
+        with _fluent(self.settings.mlflow_uri), mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name=MODEL_NAME,
                 loader_module="madewithml.pyfunc",
@@ -207,18 +207,27 @@ class Store:
         return data.LabelledText(rows, [texts.row_text(row, fields) for row in rows], chosen["label"].tolist())
 
     def promote(self, run_id: str, *, name: str, alias: str) -> str:
-        """Register the run's best checkpoint under `name` and point `alias` at it; returns the version."""
+        """Register the run's best checkpoint under `name` and point `alias` at it; returns the version.
+
+        Raises:
+            NotFoundError: There is no such run, or it has no checkpoint.
+            UsageError: MLflow does not take the name or the alias.
+        """
         model = self._best_model(run_id)
         mlflow.set_tracking_uri(self.settings.mlflow_uri)  # a client looks `models:/ID` up in the global store
-        if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
-            self.client.create_registered_model(name)
-        for version in self.client.search_model_versions(f"name = '{name}'"):
-            if version.source == f"models:/{model.model_id}":
-                break
-        else:
-            version = self.client.create_model_version(name, f"models:/{model.model_id}", run_id=run_id)
-        self.client.set_registered_model_alias(name, alias, str(version.version))
-        return str(version.version)
+        try:
+            if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
+                self.client.create_registered_model(name)
+            for version in self.client.search_model_versions(f"name = '{name}'"):
+                if version.source == f"models:/{model.model_id}":
+                    break
+            else:
+                version = self.client.create_model_version(name, f"models:/{model.model_id}", run_id=run_id)
+            self.client.set_registered_model_alias(name, alias, str(version.version))
+            return str(version.version)
+        except mlflow.exceptions.MlflowException as err:
+            msg = f"cannot register a model {name!r} with the alias {alias!r}: {str(err).splitlines()[0]}"
+            raise errors.UsageError(msg) from err
 
     def run_of_model(self, uri: str) -> str:
         """The run behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -239,6 +248,20 @@ class Store:
             )
             raise errors.NotFoundError(msg) from err
         return str(version.run_id)
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    """MLflow's fluent interface on one store, for as long as the block lasts."""
+    # It exports the address for child processes; kept, a later store of this process would be opened there.
+    before = os.environ.get(TRACKING_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        os.environ.pop(TRACKING_VARIABLE, None)
+        if before is not None:
+            os.environ[TRACKING_VARIABLE] = before
 
 
 def _quieten() -> None:
@@ -262,8 +285,8 @@ def connect(settings: config.Settings) -> Store:
         except OSError as err:
             msg = f"cannot make the folder {str(settings.home)!r}: {err.strerror}. Check --home (MADEWITHML_HOME)."
             raise errors.InputError(msg) from err
-    client = mlflow.MlflowClient(settings.mlflow_uri)
     try:
+        client = mlflow.MlflowClient(settings.mlflow_uri)
         client.search_experiments(max_results=1)
     except Exception as err:  # MLflow lets SQLAlchemy's, requests' and its own errors through
         msg = (

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import rich.console
+import rich.markup
 import rich.table
 
 
 def show_evaluation(document: Mapping[str, Any], console: rich.console.Console) -> None:
     """Print what `evaluate` found."""
     overall = document["overall"]
-    console.print(f"run {document['run_id']} on {document['dataset']}", highlight=False, soft_wrap=True)
+    console.print(f"run {document['run_id']} on {document['dataset']}", highlight=False, markup=False, soft_wrap=True)
     console.print(_scores("overall", {"overall": overall}))
     console.print(_scores("class", document["per_class"]))
     console.print(_scores("slice", document["slices"]))
@@ -28,7 +29,7 @@ def _scores(title: str, rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Tab
     table = rich.table.Table(title, "precision", "recall", "F1", "rows")
     for name, scores in rows.items():
         numbers = [_number(scores[key]) for key in ("precision", "recall", "f1")]
-        table.add_row(name, *numbers, str(scores["num_samples"]))
+        table.add_row(rich.markup.escape(name), *numbers, str(scores["num_samples"]))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -54,9 +55,9 @@ def _number(value: float | None) -> str:
 
 def _confusion(matrix: Mapping[str, Any]) -> rich.table.Table:
     labels = matrix["labels"]
-    table = rich.table.Table("true \\ predicted", *labels)
+    table = rich.table.Table("true \\ predicted", *map(rich.markup.escape, labels))
     for label, counts in zip(labels, matrix["counts"], strict=True):
-        table.add_row(label, *map(str, counts))
+        table.add_row(rich.markup.escape(label), *map(str, counts))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -77,7 +78,7 @@ def show_certification(document: Mapping[str, Any], console: rich.console.Consol
         )
     for column in table.columns[:-1]:
         column.justify = "right"
-    console.print(f"run {document['run_id']} on {document['dataset']}", highlight=False, soft_wrap=True)
+    console.print(f"run {document['run_id']} on {document['dataset']}", highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     together = "all levels hold at once" if document["joint"] else "each level holds by itself"
     console.print(

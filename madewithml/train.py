@@ -217,9 +217,18 @@ def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch)
         finally:
             queue.put(None)
             reader.join(timeout=30)
-        best, metrics = result.best_checkpoints[0]
+        best, metrics = _best(result)
         best.to_directory(str(folder))
     return {name: float(metrics[name]) for name in ("epoch", "train_loss", "val_loss", "val_accuracy")}
+
+
+def _best(result: Any) -> tuple[Any, dict[str, Any]]:
+    """The best epoch's checkpoint and metrics, of a result of Ray Train."""
+    if not result.best_checkpoints:
+        msg = "training failed: the validation loss was not a number in any epoch, so the learning rate is too high"
+        raise errors.InputError(msg)
+    best: tuple[Any, dict[str, Any]] = result.best_checkpoints[0]
+    return best
 
 
 def _relay(queue: Any, job: _Job, log_epoch: LogEpoch) -> None:

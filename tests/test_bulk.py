@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from madewithml import bulk, checkpoint, errors, packing, predict
+from tests.conftest import LABELS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -72,6 +73,11 @@ def score(folder: Path, source: Path, output: Path, **options: Any) -> pd.DataFr
     return table
 
 
+def scorer(folder: Path) -> bulk._Scorer:
+    """A member of the pool, in this process."""
+    return bulk._Scorer(str(folder), "torch", None, 1)
+
+
 def with_weights(folder: Path, value: float) -> None:
     """Give every bias of the head the value, and make the checkpoint whole again."""
     path = folder / "model.safetensors"
@@ -86,56 +92,22 @@ def assert_left_alone(folder: Path, *names: str) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("csv", "csv"), ("jsonl", "jsonl"), ("parquet", "parquet"), ("csv", "parquet"), ("parquet", "jsonl")],
-)
+@pytest.mark.parametrize(("before", "after"), [("csv", "csv"), ("jsonl", "parquet"), ("parquet", "jsonl")])
 def test_each_row_gets_the_answer_it_would_get_by_itself(before, after, rows, predictor, checkpoint_folder, tmp_path):
-    source = write(rows, tmp_path / f"rows.{before}")
+    source, output = write(rows, tmp_path / f"rows.{before}"), tmp_path / f"scored.{after}"
+    output.write_text("yesterday's", encoding="utf-8")
     expected = predictor.predict(rows[["title", "description"]].to_dict("records"))
 
-    scored = score(checkpoint_folder, source, tmp_path / f"scored.{after}")
+    scored = score(checkpoint_folder, source, output)
 
-    assert scored["title"].tolist() == rows["title"].tolist()
-    assert scored["description"].tolist() == rows["description"].tolist()
+    for column in ("title", "description"):
+        assert scored[column].tolist() == rows[column].tolist()
     for answer, probabilities in zip(expected, scored["probabilities"], strict=True):
         assert probabilities == pytest.approx(answer["probabilities"], abs=1e-4)
     for column in ("prediction", "label", "decision", "source", "truncated"):
         assert scored[column].tolist() == [answer[column] for answer in expected]
     assert scored["confidence"].tolist() == pytest.approx([answer["confidence"] for answer in expected], abs=1e-4)
-
-
-def test_columns_that_are_no_texts_are_kept_as_text(rows, checkpoint_folder, tmp_path):
-    source = write(rows.assign(nothing=None), tmp_path / "rows.parquet")
-
-    scored = score(checkpoint_folder, source, tmp_path / "scored.parquet")
-
-    assert list(scored.columns[:5]) == ["title", "description", "number", "share", "nothing"]
-    assert sorted(scored.columns[5:]) == sorted([*ANSWER, "probabilities"])
-    assert scored["number"].tolist() == [str(number) for number in rows["number"]]
-    assert set(scored["share"]) == {"0.5"}
-    assert set(scored["nothing"]) == {""}
-
-
-def test_a_column_named_like_a_part_of_the_answer_gives_way_to_it(rows, predictor, checkpoint_folder, tmp_path):
-    source = write(rows.assign(label="mine"), tmp_path / "rows.csv")
-
-    scored = score(checkpoint_folder, source, tmp_path / "scored.csv")
-
-    assert list(scored.columns).count("label") == 1
-    assert scored["label"].tolist() == [answer["label"] for answer in predictor.predict(rows.to_dict("records"))]
-
-
-def test_a_row_without_text_keeps_its_place(checkpoint_folder, predictor, tmp_path):
-    texts = ["first", "", "   ", "last"]
-    source = write(pd.DataFrame({"title": texts, "description": ""}), tmp_path / "rows.csv")
-
-    scored = score(checkpoint_folder, source, tmp_path / "scored.jsonl")
-
-    empty = predictor.predict([{}])[0]
-    assert scored["title"].tolist() == texts
-    assert scored["probabilities"][1] == pytest.approx(empty["probabilities"], abs=1e-4)
-    assert scored["probabilities"][2] == pytest.approx(empty["probabilities"], abs=1e-4)
+    assert_left_alone(tmp_path, source.name, output.name)
 
 
 def test_many_blocks_come_out_in_order_with_a_worker_on_each_core(checkpoint_folder, tmp_path):
@@ -145,49 +117,75 @@ def test_many_blocks_come_out_in_order_with_a_worker_on_each_core(checkpoint_fol
     source = write(pd.DataFrame({"title": texts, "description": ""}), tmp_path / "rows.csv")
     output = tmp_path / "scored.csv"
 
-    assert bulk.predict_file(checkpoint_folder, dataset_loc=str(source), output_loc=str(output)) == count
-    assert read(output)["title"].tolist() == texts
+    assert count == bulk.predict_file(
+        checkpoint_folder, dataset_loc=str(source), output_loc=str(output), threshold=1.0, num_workers=None
+    )
+    scored = read(output)
+    assert scored["title"].tolist() == texts
+    assert set(zip(scored["prediction"], scored["decision"], scored["source"], strict=True)) == {
+        ("other", "abstained", "operator")
+    }
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_blocks_that_differ_in_their_answers_fit_together(ending, copied, small_file, tmp_path):
-    # The first block holds accepted answers only, so no reason and no candidates; the last one abstained ones.
-    found = checkpoint.read(copied)
-    by_confidence = predict.Predictor.from_checkpoint(copied).predict([{"title": "sure"}, {"title": "unsure"}])
-    sure, unsure = sorted(zip([a["confidence"] for a in by_confidence], ["sure", "unsure"], strict=True))[::-1]
-    policy = predict.policy_of(found).with_threshold((sure[0] + unsure[0]) / 2, source="operator").to_dict()
-    found.write_decision({**policy, "candidate_quantile": 1.0, "candidate_coverage": 0.9})
-    texts = [sure[1]] * bulk.BLOCK_ROWS + [unsure[1]] * 100
-    source = write(pd.DataFrame({"title": texts, "description": ""}), tmp_path / "rows.csv")
+class TestScorer:
+    def test_columns_that_are_no_texts_are_kept_as_text(self, rows, checkpoint_folder):
+        scored = scorer(checkpoint_folder)(rows.assign(nothing=None))
 
-    scored = score(copied, source, tmp_path / f"scored.{ending}")
+        assert list(scored.columns[:5]) == ["title", "description", "number", "share", "nothing"]
+        assert sorted(scored.columns[5:]) == sorted([*ANSWER, "probabilities"])
+        assert scored["number"].tolist() == [str(number) for number in rows["number"]]
+        assert (set(scored["share"]), set(scored["nothing"])) == ({"0.5"}, {""})
 
-    first, last = scored.iloc[0], scored.iloc[-1]
-    assert scored["decision"].tolist() == ["accepted"] * bulk.BLOCK_ROWS + ["abstained"] * 100
-    assert (first["truncated"], last["truncated"]) == (False, False)
-    assert (first["reason"] or None, last["reason"]) == (None, "low_confidence")
-    candidates = last["candidates"] if ending == "jsonl" else json.loads(last["candidates"])
-    assert (first["candidates"] or None, candidates[0], len(candidates)) == (None, last["label"], 4)
+    def test_a_column_named_like_a_part_of_the_answer_gives_way_to_it(self, rows, predictor, checkpoint_folder):
+        scored = scorer(checkpoint_folder)(rows.assign(label="mine"))
+
+        assert list(scored.columns).count("label") == 1
+        assert scored["label"].tolist() == [a["label"] for a in predictor.predict(rows.to_dict("records"))]
+
+    def test_a_row_without_text_is_answered_in_its_place(self, checkpoint_folder, predictor):
+        scored = scorer(checkpoint_folder)(pd.DataFrame({"title": ["first", "", None], "description": [None, " ", ""]}))
+
+        expected = [json.dumps(answer["probabilities"]) for answer in predictor.predict([{"title": "first"}, {}, {}])]
+        for actual, answer in zip(scored["probabilities"], expected, strict=True):
+            assert json.loads(actual) == pytest.approx(json.loads(answer), abs=1e-4)
+
+    @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+    def test_blocks_that_differ_in_their_answers_fit_together(self, ending, copied, tmp_path):
+        # The first block holds accepted answers only, so no reason and no candidates; the second abstained ones.
+        found = checkpoint.read(copied)
+        answers = predict.Predictor.from_checkpoint(copied).predict([{"title": "images"}, {"title": "a"}])
+        (low, unsure), (high, sure) = sorted(zip([a["confidence"] for a in answers], ["images", "a"], strict=True))
+        policy = predict.policy_of(found).with_threshold((low + high) / 2, source="operator").to_dict()
+        found.write_decision({**policy, "candidate_quantile": 1.0, "candidate_coverage": 0.9})
+        score_block, path = scorer(copied), tmp_path / f"scored.{ending}"
+
+        with bulk._writer(path, ending) as writer:
+            for text in (sure, unsure):
+                writer.write(score_block(pd.DataFrame({"title": [text], "description": [""]})))
+
+        first, second = (row for _, row in read(path).iterrows())
+        assert (first["decision"], second["decision"]) == ("accepted", "abstained")
+        assert (first["reason"] or None, second["reason"]) == (None, "low_confidence")
+        assert not first["truncated"]
+        assert not second["truncated"]
+        candidates = second["candidates"] if ending == "jsonl" else json.loads(second["candidates"])
+        assert (first["candidates"] or None, candidates[0], sorted(candidates)) == (None, second["label"], LABELS)
 
 
-def test_a_threshold_of_the_operator_decides(rows, checkpoint_folder, tmp_path):
-    source = write(rows, tmp_path / "rows.csv")
+class TestWriter:
+    @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+    def test_what_fails_on_the_way_leaves_no_file(self, ending, rows, checkpoint_folder, tmp_path):
+        block = scorer(checkpoint_folder)(rows)
 
-    scored = score(checkpoint_folder, source, tmp_path / "scored.csv", threshold=1.0)
+        def write_two() -> None:
+            with bulk._writer(tmp_path / "scored", ending) as writer:
+                writer.write(block)
+                assert_left_alone(tmp_path, "scored")
+                writer.write(block["no such column"])
 
-    assert set(scored["decision"]) == {"abstained"}
-    assert set(scored["prediction"]) == {"other"}
-    assert set(scored["source"]) == {"operator"}
-
-
-def test_a_file_that_is_there_is_replaced(rows, checkpoint_folder, tmp_path):
-    source, output = write(rows, tmp_path / "rows.csv"), tmp_path / "scored.csv"
-    output.write_text("yesterday's", encoding="utf-8")
-
-    score(checkpoint_folder, source, output)
-
-    assert_left_alone(tmp_path, "rows.csv", "scored.csv")
-    assert "yesterday" not in output.read_text(encoding="utf-8")
+        with pytest.raises(KeyError, match="no such column"):
+            write_two()
+        assert_left_alone(tmp_path)
 
 
 class TestErrors:
@@ -229,21 +227,26 @@ class TestErrors:
         ("name", "content", "message"),
         [
             ("rows.csv", b"", r"cannot be read as csv: No columns to parse"),
-            ("rows.csv", b"title,description\n", r"rows\.csv' has no rows"),
             ("rows.csv", b"title,description\na,b,c\n", r"Expected 2 columns, got 3"),
             ("rows.csv", b"title,description\ncaf\xe9,b\n", r"cannot be read as csv: .*UTF"),
             ("rows.jsonl", b"no json\n", r"cannot be read as jsonl: "),
             ("rows.parquet", b"no parquet", r"cannot be read as parquet: "),
         ],
-        ids=["empty", "header only", "too many cells", "not UTF-8", "not JSON", "not Parquet"],
+        ids=["empty", "too many cells", "not UTF-8", "not JSON", "not Parquet"],
     )
-    @pytest.mark.parametrize("ending", ["csv", "parquet"])
-    def test_a_file_that_cannot_be_read_is_named(self, name, content, message, ending, checkpoint_folder, tmp_path):
+    def test_a_file_that_cannot_be_read_is_named(self, name, content, message, checkpoint_folder, tmp_path):
         (tmp_path / name).write_bytes(content)
 
         with pytest.raises(errors.InputError, match=message):
-            score(checkpoint_folder, tmp_path / name, tmp_path / f"scored.{ending}")
+            score(checkpoint_folder, tmp_path / name, tmp_path / "scored.csv")
         assert_left_alone(tmp_path, name)
+
+    def test_a_file_without_rows_is_named(self, checkpoint_folder, tmp_path):
+        (tmp_path / "rows.csv").write_text("title,description\n", encoding="utf-8")
+
+        with pytest.raises(errors.InputError, match=r"rows\.csv' has no rows"):
+            score(checkpoint_folder, tmp_path / "rows.csv", tmp_path / "scored.parquet")
+        assert_left_alone(tmp_path, "rows.csv")
 
     def test_a_bad_threshold_is_wrong_usage(self, rows, checkpoint_folder, tmp_path):
         source = write(rows, tmp_path / "rows.csv")
@@ -261,13 +264,12 @@ class TestErrors:
             score(copied, source, tmp_path / "scored.csv")
         assert_left_alone(tmp_path, "rows.csv")
 
-    @pytest.mark.parametrize("ending", ["csv", "parquet"])
-    def test_a_model_that_fails_on_the_way_leaves_no_file_and_keeps_an_old_one(self, ending, rows, copied, tmp_path):
-        source, output = write(rows, tmp_path / "rows.csv"), tmp_path / f"scored.{ending}"
+    def test_a_model_that_fails_on_the_way_leaves_the_file_of_before(self, rows, copied, tmp_path):
+        source, output = write(rows, tmp_path / "rows.csv"), tmp_path / "scored.csv"
         output.write_text("yesterday's", encoding="utf-8")
         with_weights(copied, float("nan"))
 
         with pytest.raises(errors.InputError, match=r"scoring failed: .*the model gave NaN or infinite logits"):
             score(copied, source, output)
-        assert_left_alone(tmp_path, "rows.csv", output.name)
+        assert_left_alone(tmp_path, "rows.csv", "scored.csv")
         assert output.read_text(encoding="utf-8") == "yesterday's"

@@ -275,12 +275,12 @@ class TestFolders:
     def test_a_configuration_that_is_none_is_an_error(self, content, settings, tmp_path):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
 
-        with pytest.raises(errors.InputError, match=r"config\.json'"):
+        with pytest.raises(errors.InputError, match=r"config\.json' is no model configuration with id2label"):
             import_folder(tmp_path, settings)
 
     def test_an_encoder_without_a_head_is_no_classifier(self, tiny_encoder, settings):
         with pytest.raises(errors.InputError, match="is no trained sequence classifier: its weights lack 'classifier"):
-            import_folder(tiny_encoder, settings, labels=("no", "yes"))
+            import_folder(tiny_encoder, settings, labels=("a", "b", "c", "d"))
 
     def test_missing_weights_are_an_error(self, classifier, settings):
         (classifier / "model.safetensors").unlink()

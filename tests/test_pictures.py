@@ -110,7 +110,7 @@ class TestReliability:
         svg = draw_reliability([0.95, 0.95, 0.5], [True, False, True])
         described = ET.fromstring(svg).get("aria-label")
         assert described == (
-            "Reliability diagram: 100\u202f% right at 50\u202f% confidence (1 rows); "
+            "Reliability diagram: 100\u202f% right at 50\u202f% confidence (1 row); "
             "50\u202f% right at 95\u202f% confidence (2 rows)"
         )
 

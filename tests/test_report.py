@@ -215,13 +215,13 @@ class TestCertificate:
         assert "The table applies one threshold to all labels; the policy also has thresholds per label" in text
 
     def test_refused_says_why_and_what_would_help(self, predictor, rows):
-        found = certification(num_rows=100, max_risk=0.02)
+        found = certification(num_rows=100, max_risk=0.03)
         asked = found.certificate
         text = Page(render(predictor, rows, certified_policy(found, source="default"))).text
         assert not asked.certified
-        assert "Certificate refused At most 2\u202f% wrong answers could not be promised." in text
+        assert "Certificate refused At most 3\u202f% wrong answers could not be promised." in text
         assert asked.reason in text
-        assert f"About {asked.needed_rows} fresh labelled rows would certify 2\u202f%" in text
+        assert f"About {asked.needed_rows:,} fresh labelled rows would certify 3\u202f%" in text
         assert f"{report.percent(asked.best_max_risk)} is about the lowest risk within reach" in text
         assert "certified: at most" not in text
 

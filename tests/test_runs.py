@@ -3,7 +3,9 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlflow
 import pandas as pd
 import pytest
 
@@ -76,11 +78,13 @@ def test_an_unknown_run_is_named_with_the_place_it_was_looked_for(store: runs.St
         store.run("nope")
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////no/such/folder/mlflow.db"])
-def test_a_store_that_cannot_be_reached_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:///{file}/mlflow.db"])
+def test_a_store_that_cannot_be_reached_is_named(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    address = uri.format(file=tmp_path / "file")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(errors.NotFoundError, match=rf"MLflow at {uri} cannot be reached: .*Check MLFLOW_TRACKING_URI"):
-        runs.connect(config.load(tracking_uri=uri))
+    with pytest.raises(errors.NotFoundError, match=rf"MLflow at {address} cannot be reached: .*MLFLOW_TRACKING_URI"):
+        runs.connect(config.load(tracking_uri=address))
 
 
 def test_the_best_run_is_the_finished_one_with_the_best_metric(store: runs.Store) -> None:
@@ -125,6 +129,21 @@ def test_a_checkpoint_without_a_validation_loss_still_counts(
     assert checkpoint.read(store.best_checkpoint(run_id)).read_decision() == {"abstain_label": "only"}
 
 
+def test_a_checkpoint_that_lies_elsewhere_is_downloaded_from_the_store_of_the_settings(
+    store: runs.Store, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.new_run("checkpoints", params={}, tags={}) as run_id:
+        store.log_checkpoint(run_id, copied(checkpoint_folder, tmp_path, "far"), val_loss=None)
+    model_id = store._best_model(run_id).model_id
+    far_away = SimpleNamespace(artifact_location="mlflow-artifacts:/somewhere", model_id=model_id)
+    monkeypatch.setattr(runs.Store, "_best_model", lambda _store, _run_id: far_away)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")
+    folder = store.best_checkpoint(run_id)
+    assert folder.is_relative_to(store.settings.home / "checkpoints" / model_id)
+    assert checkpoint.read(folder).read_decision() == {"abstain_label": "far"}
+    assert store.best_checkpoint(run_id) == folder
+
+
 def test_a_run_without_a_checkpoint_says_so(store: runs.Store) -> None:
     run_id = new_run(store, "basics")
     with pytest.raises(errors.NotFoundError, match=rf"run '{run_id}' has no checkpoint \(status FINISHED\)"):
@@ -165,17 +184,16 @@ def test_promoting_registers_a_model_once_and_moves_its_alias(
     assert store.run_of_model("models:/shop/2") == ids[1]
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "it's"])
-def test_a_model_name_that_mlflow_does_not_take_is_refused_in_one_line(
-    store: runs.Store, checkpoint_folder: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize(("name", "alias"), [("", "champion"), ("a/b", "champion"), ("it's", "champion"), ("a", "v1")])
+def test_a_name_or_alias_that_mlflow_does_not_take_is_refused_in_one_line(
+    store: runs.Store, checkpoint_folder: Path, tmp_path: Path, name: str, alias: str
 ) -> None:
     with store.new_run("promoted", params={}, tags={}) as run_id:
         store.log_checkpoint(run_id, copied(checkpoint_folder, tmp_path, "x"), val_loss=None)
-    if name == "it's":
-        assert store.promote(run_id, name=name, alias="champion") == "1"
-        return
-    with pytest.raises(errors.UsageError, match=rf"bad model name '{name}'"):
-        store.promote(run_id, name=name, alias="champion")
+    with pytest.raises(errors.UsageError) as caught:
+        store.promote(run_id, name=name, alias=alias)
+    assert caught.value.message.startswith(f"cannot register a model {name!r} with the alias {alias!r}: ")
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize("uri", ["models:/nope@champion", "models:/nope/1", "models:/nope/abc"])
@@ -224,8 +242,8 @@ def test_a_training_run_records_stratified_splits_that_share_no_text(
     assert table is not None
     assert table["text_sha256"].is_unique
     assert len(table) == len(pd.read_csv(small_file))
-    assert set(table["split"]) == set(data.SPLITS)
-    for part in data.SPLITS:
+    assert set(table["split"]) == set(data.DEFAULT_SHARES)
+    for part in data.DEFAULT_SHARES:
         counts = Counter(table.loc[table["split"] == part, "label"])
         assert max(counts.values()) - min(counts.values()) <= 1
 

@@ -62,7 +62,24 @@ def family(process):
 
 def alive(processes):
     """Those that still run; a zombie does not."""
-    return {p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
+    return {process for process in processes if _runs(process)}
+
+
+def _runs(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def named(processes, part):
+    """Those with this in their name or command line."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if part in process.name() or part in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def end(processes):
@@ -133,7 +150,8 @@ class Service:
 
     def record_family(self):
         """Remember every process of its tree, also for when their parents are gone."""
-        self.seen |= family(self.process)
+        self.seen.add(self.process)
+        self.seen |= {child for process in alive(self.seen) for child in family(process)}
         return alive(self.seen)
 
     def signal(self, number):
@@ -155,4 +173,4 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait(30)
-        end(alive(self.seen))
+        end(self.record_family())

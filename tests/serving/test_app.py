@@ -1,6 +1,7 @@
 """The routes in process: what each answers, and what it says to every kind of bad request."""
 
 import asyncio
+import dataclasses
 import json
 
 import hypothesis
@@ -85,13 +86,14 @@ class TestRoutes:
         assert metadata.encoder == document["encoder"]
         assert document["engine"] == {"name": "torch", "precision": "fp32"}
         assert {**metadata.files, "data": metadata.data_sha256} == document["hashes"]
-        assert document["limits"] == {
+        limits = {
             "max_rows": 1000,
             "max_body_bytes": 4 * 1024 * 1024,
             "max_queue_rows": 2000,
             "max_batch_size": 16,
             "request_timeout_s": 30.0,
         }
+        assert limits.items() <= document["limits"].items()
 
     def test_the_policy_in_force_is_told(self, make_window, predictor):
         policy = predictor.policy.with_threshold(0.75, source="operator")
@@ -183,6 +185,79 @@ class TestPredict:
         answers = [answer.json()["results"][0] for answer in asyncio.run(scenario())]
         expected = [answer["confidence"] for answer in predictor.predict(rows)]
         assert pytest.approx(expected, abs=1e-4) == [answer["confidence"] for answer in answers]
+
+
+def answered(window, query):
+    """The one answer under a query string."""
+    return window.post(f"/predict/?{query}", json=ROW).json()["results"][0]
+
+
+class TestPolicyOfACaller:
+    @pytest.fixture
+    def certified(self, predictor):
+        """A policy with a ladder of two certified levels and a refused one."""
+        levels = [
+            {"max_risk": 0.05, "threshold": 0.25, "status": "certified"},
+            {"max_risk": 0.02, "threshold": 1.0, "status": "certified"},
+            {"max_risk": 0.01, "threshold": None, "status": "refused"},
+        ]
+        return dataclasses.replace(predictor.policy, certificates={"levels": levels})
+
+    def test_a_certified_level_decides_by_its_threshold(self, make_window, certified):
+        window = make_window(policy=certified)
+
+        first, second = answered(window, "max_risk=0.05"), answered(window, "max_risk=0.02")
+        assert (first["threshold"], first["decision"], first["source"]) == (0.25, "accepted", "certificate")
+        assert (second["threshold"], second["decision"], second["source"]) == (1.0, "abstained", "certificate")
+        assert first["probabilities"] == second["probabilities"]
+
+    def test_calls_of_one_batch_are_decided_each_by_its_own_policy(self, make_window, held):
+        window = make_window(engine=held, allow_caller_threshold=True)
+
+        async def scenario():
+            async with window.client() as client:
+                calls = [asyncio.create_task(client.post("/predict/", json=ROW))]
+                await until(held.entered.is_set)
+                for threshold in ("0", "1", "0.5"):
+                    url = f"/predict/?threshold={threshold}"
+                    calls.append(asyncio.create_task(client.post(url, json=[ROW, ROW])))
+                await until(lambda: window.kitchen._batcher.waiting == 6)
+                held.release()
+                return [(await call).json()["results"] for call in calls]
+
+        answers = asyncio.run(scenario())
+        assert [[answer["threshold"] for answer in results] for results in answers] == [
+            [0.9],
+            [0, 0],
+            [1, 1],
+            [0.5, 0.5],
+        ]
+        assert [results[0]["source"] for results in answers] == ["default", "caller", "caller", "caller"]
+
+    @pytest.mark.parametrize(
+        ("query", "detail"),
+        [
+            ("max_risk=0.01", "max_risk 0.01 is not certified for this model; certified levels: 0.05, 0.02"),
+            ("max_risk=x", "max_risk is 'x': expected a number from 0 to 1"),
+            ("max_risk=nan", "max_risk is 'nan': expected a number from 0 to 1"),
+            ("threshold=-0.1", "threshold is '-0.1': expected a number from 0 to 1"),
+            ("threshold=1e9", "threshold is '1e9': expected a number from 0 to 1"),
+            ("max_risk=0.05&threshold=0.5", "give max_risk or threshold, not both"),
+            (
+                "max_risk=0.05&max_risk=0.02",
+                "query parameter 'max_risk' is unknown or repeated; known: max_risk, threshold",
+            ),
+            ("risk=0.05", "query parameter 'risk' is unknown or repeated; known: max_risk, threshold"),
+            (
+                "threshold=0.5",
+                "this service does not let callers choose a threshold (allow_caller_threshold); try max_risk",
+            ),
+        ],
+    )
+    def test_what_cannot_be_asked_for_is_told(self, make_window, certified, query, detail):
+        answer = make_window(policy=certified).post(f"/predict/?{query}", json=ROW)
+
+        assert_problem(answer, 422, "invalid_request", detail=detail)
 
 
 class TestBadRequests:
