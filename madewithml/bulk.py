@@ -8,8 +8,10 @@ column per class (`probability_<class>`) in Parquet, so that both stay readable 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,34 +162,36 @@ def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
 
     kind = data.file_format(location)
     try:
-        if kind == "csv":
-            dataset = _read_csv(location)
-        elif kind == "jsonl":
-            dataset = ray.data.read_json(location, lines=True)
-        else:
-            dataset = ray.data.read_parquet(location)
-        columns = dataset.schema().names
+        dataset = ray.data.read_parquet(location) if kind == "parquet" else _read_text(location, kind)
+        schema = dataset.schema()
     except FileNotFoundError as err:
         raise errors.InputError(f"no file {location!r}: check --dataset-loc") from err
     except Exception as err:  # Ray wraps whatever pyarrow says in errors of its own
         raise errors.InputError(f"{location!r} cannot be read as {kind}: {_cause(err)}") from err
-    data.require_columns(columns, fields, location=location)
+    if schema is None:
+        raise errors.InputError(f"{location!r} has no rows")
+    data.require_columns(schema.names, fields, location=location)
     return dataset
 
 
-def _read_csv(location: str) -> ray.data.Dataset:
-    """All columns as text, quoted line breaks allowed."""
-    import pyarrow.csv
-    import ray.data
+def _read_text(location: str, kind: str) -> ray.data.Dataset:
+    """CSV or JSON Lines, read as `data.read_table` reads them, a block at a time.
 
-    header = pd.read_csv(location, nrows=0, encoding="utf-8").columns
-    return ray.data.read_csv(
-        location,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(header, "string"), strings_can_be_null=False
-        ),
-    )
+    Ray's own readers guess types ("007" would become 7, a date a number) and do not tell what is wrong with a file.
+    """
+    import ray.data.datasource
+
+    class Blocks(ray.data.datasource.FileBasedDatasource):  # type: ignore[misc]  # Ray is untyped
+        def _read_stream(self, f: Any, path: str) -> Iterator[pd.DataFrame]:  # noqa: ARG002 - Ray passes it
+            text = io.TextIOWrapper(f, encoding="utf-8", newline="")
+            if kind == "csv":
+                with data.read_csv(text, chunksize=BLOCK_ROWS) as tables:
+                    yield from map(data.require_one_cell_a_column, tables)
+            else:
+                with data.read_json_lines(text, chunksize=BLOCK_ROWS) as tables:
+                    yield from map(data.as_text, tables)
+
+    return ray.data.read_datasource(Blocks(location))
 
 
 def _scored(
@@ -213,5 +217,6 @@ def _scored(
 
 
 def _cause(err: BaseException) -> str:
-    lines = [line for line in str(getattr(err, "cause", None) or err).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(err).__name__
+    """The error that a worker began with: Ray's message is a traceback, the innermost cause first, and advice."""
+    first = re.search(r"^[A-Za-z_][\w.]*: (\S.*)$", str(err), re.MULTILINE)
+    return first[1] if first else " ".join(str(err).split()) or type(err).__name__

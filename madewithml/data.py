@@ -106,18 +106,32 @@ def read_table(location: str) -> pd.DataFrame:
 
 def _read(location: str, kind: str) -> pd.DataFrame:
     if kind == "csv":
-        table = pd.read_csv(location, dtype=str, keep_default_na=False, encoding="utf-8")
-        if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus cells for an index and shifts the rest
-            msg = "its rows have more cells than the header (a text with a comma in it must be quoted)"
-            raise ValueError(msg)
-        return table
-    if kind == "jsonl":
-        with warnings.catch_warnings():  # newer versions deprecate what older ones need to leave dates as they are
-            warnings.simplefilter("ignore", DeprecationWarning)
-            table = pd.read_json(location, lines=True, dtype=False, convert_dates=False, encoding="utf-8")
-    else:
-        table = pd.read_parquet(location)
-    return as_text(table)
+        return require_one_cell_a_column(read_csv(location))
+    return as_text(read_json_lines(location) if kind == "jsonl" else pd.read_parquet(location))
+
+
+def read_csv(source: Any, *, chunksize: int | None = None) -> Any:
+    """CSV by pandas, every value a string: a table, or an iterator of tables if `chunksize` is given."""
+    return pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8", chunksize=chunksize)
+
+
+def require_one_cell_a_column(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of a CSV, after checking that its rows are no longer than its header.
+
+    Raises:
+        ValueError: They are; pandas takes the surplus cells for an index and shifts the rest.
+    """
+    if not isinstance(table.index, pd.RangeIndex):
+        msg = "its rows have more cells than the header (a text with a comma in it must be quoted)"
+        raise ValueError(msg)
+    return table
+
+
+def read_json_lines(source: Any, *, chunksize: int | None = None) -> Any:
+    """JSON Lines by pandas, every value left as it is: a table, or an iterator of tables if `chunksize` is given."""
+    with warnings.catch_warnings():  # newer versions deprecate what older ones need to leave dates as they are
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pd.read_json(source, lines=True, dtype=False, convert_dates=False, encoding="utf-8", chunksize=chunksize)
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -40,7 +40,9 @@ def copied(checkpoint_folder, tmp_path_factory) -> Path:
 def rows(small_file) -> pd.DataFrame:
     """Rows of the sample and awkward ones, with columns that are no texts."""
     table = pd.concat([pd.DataFrame(AWKWARD), pd.read_csv(small_file).head(24)], ignore_index=True)
-    return table[["title", "description"]].assign(number=range(100, 100 + len(table)), share=0.5)
+    return table[["title", "description"]].assign(
+        number=range(100, 100 + len(table)), share=0.5, code="007", created_at="2021-05-01"
+    )
 
 
 def write(table: pd.DataFrame, path: Path) -> Path:
@@ -56,7 +58,7 @@ def write(table: pd.DataFrame, path: Path) -> Path:
 def read(path: Path) -> pd.DataFrame:
     """A scored file with `probabilities` as a dictionary, whatever the format."""
     if path.suffix == ".csv":
-        table = pd.read_csv(path, keep_default_na=False)
+        table = pd.read_csv(path, keep_default_na=False, dtype={"code": str})
         return table.assign(probabilities=table["probabilities"].map(json.loads))
     if path.suffix == ".jsonl":
         return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
@@ -87,6 +89,10 @@ def with_weights(folder: Path, value: float) -> None:
     packing.finish(folder, checkpoint.read(folder).metadata, [])
 
 
+def is_missing(value: Any) -> bool:
+    return bool(pd.isna(value)) or value == ""
+
+
 def assert_left_alone(folder: Path, *names: str) -> None:
     """There is nothing in the folder but what was there before, hidden files included."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
@@ -94,13 +100,14 @@ def assert_left_alone(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [("csv", "csv"), ("jsonl", "parquet"), ("parquet", "jsonl")])
 def test_each_row_gets_the_answer_it_would_get_by_itself(before, after, rows, predictor, checkpoint_folder, tmp_path):
+    rows.loc[6, "description"] = "ten chars\n" * 1_000_000
     source, output = write(rows, tmp_path / f"rows.{before}"), tmp_path / f"scored.{after}"
     output.write_text("yesterday's", encoding="utf-8")
     expected = predictor.predict(rows[["title", "description"]].to_dict("records"))
 
     scored = score(checkpoint_folder, source, output)
 
-    for column in ("title", "description"):
+    for column in ("title", "description", "code", "created_at"):
         assert scored[column].tolist() == rows[column].tolist()
     for answer, probabilities in zip(expected, scored["probabilities"], strict=True):
         assert probabilities == pytest.approx(answer["probabilities"], abs=1e-4)
@@ -131,8 +138,8 @@ class TestScorer:
     def test_columns_that_are_no_texts_are_kept_as_text(self, rows, checkpoint_folder):
         scored = scorer(checkpoint_folder)(rows.assign(nothing=None))
 
-        assert list(scored.columns[:5]) == ["title", "description", "number", "share", "nothing"]
-        assert sorted(scored.columns[5:]) == sorted([*ANSWER, "probabilities"])
+        assert list(scored.columns[:7]) == [*rows.columns, "nothing"]
+        assert sorted(scored.columns[7:]) == sorted([*ANSWER, "probabilities"])
         assert scored["number"].tolist() == [str(number) for number in rows["number"]]
         assert (set(scored["share"]), set(scored["nothing"])) == ({"0.5"}, {""})
 
@@ -165,11 +172,12 @@ class TestScorer:
 
         first, second = (row for _, row in read(path).iterrows())
         assert (first["decision"], second["decision"]) == ("accepted", "abstained")
-        assert (first["reason"] or None, second["reason"]) == (None, "low_confidence")
+        assert (is_missing(first["reason"]), second["reason"]) == (True, "low_confidence")
         assert not first["truncated"]
         assert not second["truncated"]
         candidates = second["candidates"] if ending == "jsonl" else json.loads(second["candidates"])
-        assert (first["candidates"] or None, candidates[0], sorted(candidates)) == (None, second["label"], LABELS)
+        assert (is_missing(first["candidates"]), candidates[0]) == (True, second["label"])
+        assert sorted(candidates) == LABELS
 
 
 class TestWriter:
@@ -227,8 +235,16 @@ class TestErrors:
         ("name", "content", "message"),
         [
             ("rows.csv", b"", r"cannot be read as csv: No columns to parse"),
-            ("rows.csv", b"title,description\na,b,c\n", r"Expected 2 columns, got 3"),
-            ("rows.csv", b"title,description\ncaf\xe9,b\n", r"cannot be read as csv: .*UTF"),
+            (
+                "rows.csv",
+                b"title,description\na,b,c\n",
+                r"cannot be read as csv: its rows have more cells than the header",
+            ),
+            (
+                "rows.csv",
+                b"title,description\ncaf\xe9,b\n",
+                r"cannot be read as csv: 'utf-8' codec can't decode byte 0xe9",
+            ),
             ("rows.jsonl", b"no json\n", r"cannot be read as jsonl: "),
             ("rows.parquet", b"no parquet", r"cannot be read as parquet: "),
         ],
@@ -241,12 +257,13 @@ class TestErrors:
             score(checkpoint_folder, tmp_path / name, tmp_path / "scored.csv")
         assert_left_alone(tmp_path, name)
 
-    def test_a_file_without_rows_is_named(self, checkpoint_folder, tmp_path):
-        (tmp_path / "rows.csv").write_text("title,description\n", encoding="utf-8")
+    @pytest.mark.parametrize("ending", ["csv", "parquet"])
+    def test_a_file_without_rows_is_named(self, ending, checkpoint_folder, tmp_path):
+        source = write(pd.DataFrame({"title": [], "description": []}, dtype=str), tmp_path / f"rows.{ending}")
 
-        with pytest.raises(errors.InputError, match=r"rows\.csv' has no rows"):
-            score(checkpoint_folder, tmp_path / "rows.csv", tmp_path / "scored.parquet")
-        assert_left_alone(tmp_path, "rows.csv")
+        with pytest.raises(errors.InputError, match=rf"rows\.{ending}' has no rows"):
+            score(checkpoint_folder, source, tmp_path / f"scored.{ending}")
+        assert_left_alone(tmp_path, source.name)
 
     def test_a_bad_threshold_is_wrong_usage(self, rows, checkpoint_folder, tmp_path):
         source = write(rows, tmp_path / "rows.csv")

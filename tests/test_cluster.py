@@ -14,7 +14,8 @@ from madewithml import cluster
 
 def run(script: str, **variables: str) -> list[str]:
     """Run a script in a process of its own; returns the lines it printed."""
-    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **variables}
+    ours = {*cluster.QUIET, "RAY_ADDRESS"}
+    environment = {**{name: value for name, value in os.environ.items() if name not in ours}, **variables}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -220,7 +220,7 @@ class TestRows:
         store = runs.connect(settings)
         calibration, test = store.recorded_rows(run_id, "calibration"), store.recorded_rows(run_id, "test")
 
-        assert (len(calibration), len(test)) == (20, 10)
+        assert (len(calibration), len(test)) == (21, 9)
         assert set(calibration.labels) == set(test.labels) == set(NAMES)
         assert sorted(calibration.texts + test.texts) == sorted(f"row {number}" for number in range(30))
         with pytest.raises(errors.NotFoundError, match="recorded no train rows"):

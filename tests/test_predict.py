@@ -83,7 +83,7 @@ def test_a_text_of_one_token_too_many_is_truncated(predictor: predict.Predictor)
     assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=1e-6)
 
 
-@pytest.mark.parametrize("text", ["\x00", "a\x00b", "\u202e\u200b", "🚀" * 10, "\ud7ff\ue000", "<script>", "[SEP] [CLS]"])
+@pytest.mark.parametrize("text", ["\x00", "a\x00b", "\u202e\u200b", "🚀" * 10, "\ud7ff\ue000", "[SEP] [CLS]"])
 def test_strange_texts_are_answered(predictor: predict.Predictor, text: str) -> None:
     assert sum(predictor.predict([{"title": text}])[0]["probabilities"].values()) == pytest.approx(1.0)
 
@@ -164,7 +164,7 @@ def test_an_engine_that_gives_nan_fails_the_golden_rows(predictor: predict.Predi
         def logits(self, ids: tokenization.Ints, _mask: tokenization.Ints) -> np.ndarray:
             return np.full((len(ids), len(LABELS)), np.nan, dtype=np.float32)
 
-    with pytest.raises(errors.CheckpointError, match="engine 'broken' does not reproduce .* off by nan"):
+    with pytest.raises(errors.CheckpointError, match=r"engine 'broken' does not reproduce .* off by nan"):
         dataclasses.replace(predictor, engine=Broken()).check_golden()
 
 
