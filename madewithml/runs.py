@@ -126,7 +126,8 @@ class Store:
         target.mkdir(parents=True, exist_ok=True)
         uri = f"models:/{model.model_id}"
         mlflow.set_tracking_uri(self.settings.mlflow_uri)  # `models:/ID` is looked up in the global store
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))) / CHECKPOINT_PATH
+        with _fluent(self.settings.mlflow_uri):
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))) / CHECKPOINT_PATH
 
     def add_to_checkpoint(self, run_id: str, file: Path) -> None:
         """Store a file that was added to the best checkpoint after the run, such as `decision.json`."""

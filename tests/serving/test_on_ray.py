@@ -194,8 +194,9 @@ class TestTwoReplicas:
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
 
-    def test_when_a_replica_is_killed_no_request_is_lost(self, two):
-        """Each on a connection of its own: an idle one may be closed beneath a client at any time."""
+    @pytest.mark.slow
+    def test_when_a_replica_is_killed_the_other_goes_on_and_whoever_is_not_answered_is_told_to_try_again(self, two):
+        """Each call is on a connection of its own: an idle one may be closed beneath a client at any time."""
         victim = running.named(two.record_family(), "ServeReplica").pop()
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
@@ -207,7 +208,9 @@ class TestTwoReplicas:
             victim.kill()
             answers = [call.result() for call in calls]
 
-        assert [answer.text for answer in answers if answer.status_code != 200] == []
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert len(refused) < 10
+        assert all((answer.status_code, answer.headers["retry-after"]) == (503, "1") for answer in refused)
 
     def test_when_the_driver_is_killed_haproxy_ends_within_seconds(self, two):
         """The last one. A service that cannot clean up leaves no HAProxy behind that keeps its ports."""
