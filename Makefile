@@ -53,6 +53,8 @@ types: install  ## mypy, strict
 
 bench: install  ## Measurements that need no data of yours; results under benchmarks/results
 	@$(BIN)/python benchmarks/training.py --dataset-loc $(SAMPLE)
+	@$(BIN)/python benchmarks/decision.py
+	@$(BIN)/python benchmarks/certificates.py
 
 docs: install  ## Check that what the documentation shows is so
 	@$(BIN)/python -m pytest -q tests/test_documentation.py
