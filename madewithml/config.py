@@ -78,8 +78,8 @@ class Settings(pydantic_settings.BaseSettings):
 
     @property
     def mlflow_uri(self) -> str:
-        """The tracking URI in force: setting, then `MLFLOW_TRACKING_URI`, then SQLite under `home`."""
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self.sqlite_uri
+        """The tracking URI in force: the setting, or what `load` found in `MLFLOW_TRACKING_URI`, or our own SQLite."""
+        return self.tracking_uri or self.sqlite_uri
 
     @property
     def sqlite_uri(self) -> str:
@@ -101,12 +101,15 @@ def load(**flags: Any) -> Settings:
     """
     _refuse_unknown_variables()
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except pydantic.ValidationError as err:
         raise errors.UsageError("; ".join(_describe(fault) for fault in err.errors())) from err
     except (pydantic_settings.SettingsError, ValueError) as err:
         msg = f"settings could not be read: {err}. Check {FILE} and the {PREFIX}* variables."
         raise errors.UsageError(msg) from err
+    # Read once, here: MLflow itself changes the variable while it logs.
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return settings.model_copy(update={"tracking_uri": uri})
 
 
 def _refuse_unknown_variables() -> None:

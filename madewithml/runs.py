@@ -125,7 +125,6 @@ class Store:
         target = self.settings.home / "checkpoints" / str(model.model_id)
         target.mkdir(parents=True, exist_ok=True)
         uri = f"models:/{model.model_id}"
-        mlflow.set_tracking_uri(self.settings.mlflow_uri)  # `models:/ID` is looked up in the global store
         with _fluent(self.settings.mlflow_uri):
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))) / CHECKPOINT_PATH
 
