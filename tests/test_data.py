@@ -255,6 +255,22 @@ def test_a_part_without_a_share_stays_empty() -> None:
     assert [len(positions) for positions in parts.values()] == [10, 0, 10]
 
 
+def test_what_the_other_parts_do_not_take_is_trained_on() -> None:
+    found = data.shares(validation=0.1, calibration=0.0, test=0.25)
+    assert found == {"train": pytest.approx(0.65), "validation": 0.1, "calibration": 0.0, "test": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("validation", "calibration", "test"),
+    [(0.0, 0.2, 0.2), (0.1, -0.1, 0.2), (0.3, 0.3, 0.35), (float("nan"), 0.1, 0.1), (2.0, 0.0, 0.0)],
+)
+def test_shares_that_leave_nothing_to_train_or_validate_on_are_refused(
+    validation: float, calibration: float, test: float
+) -> None:
+    with pytest.raises(errors.UsageError, match=rf"the shares validation {validation:g}, calibration {calibration:g}"):
+        data.shares(validation=validation, calibration=calibration, test=test)
+
+
 def test_a_class_with_one_row_cannot_be_split_and_is_named() -> None:
     with pytest.raises(
         errors.InputError,

@@ -139,3 +139,32 @@ def test_a_policy_survives_json() -> None:
 def test_a_policy_with_a_value_that_cannot_be_used_is_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(errors.InputError, match=expected):
         decision.DecisionPolicy.from_dict(values)
+
+
+LEVELS = {
+    "levels": [
+        {"max_risk": 0.01, "status": "refused", "threshold": None},
+        {"max_risk": 0.05, "status": "certified", "threshold": 0.7},
+    ]
+}
+
+
+def test_a_certified_level_can_be_chosen_by_its_risk() -> None:
+    policy = decision.DecisionPolicy(certificates=LEVELS, temperature=1.4).at_risk(0.05)
+    assert (policy.threshold, policy.source, policy.temperature) == (0.7, "certificate", 1.4)
+
+
+@pytest.mark.parametrize(("certificates", "there_are"), [(LEVELS, "0.05"), ({"levels": []}, "none"), (None, "none")])
+def test_a_level_that_is_not_certified_is_refused_with_those_that_are(
+    certificates: dict[str, Any] | None, there_are: str
+) -> None:
+    with pytest.raises(
+        errors.InputError, match=rf"max_risk 0\.01 is not certified for this model; certified levels: {there_are}$"
+    ):
+        decision.DecisionPolicy(certificates=certificates).at_risk(0.01)
+
+
+def test_a_label_without_a_certificate_of_its_own_always_abstains() -> None:
+    policy = decision.DecisionPolicy(threshold=0.5, class_thresholds={"x": None})
+    answers = policy.answers(policy.decide(logits_of([0.999, 0.0005, 0.0005], [0.1, 0.8, 0.1]), LABELS), LABELS)
+    assert [answer["decision"] for answer in answers] == ["abstained", "accepted"]
