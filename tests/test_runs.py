@@ -85,6 +85,14 @@ def test_a_store_that_cannot_be_reached_is_named(uri: str, tmp_path: Path, monke
         runs.connect(config.load(tracking_uri=address))
 
 
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        errors.InputError, match=r"cannot make the folder '.*/file': .*Check --home \(MADEWITHML_HOME\)"
+    ):
+        runs.connect(config.load(home=tmp_path / "file"))
+
+
 def test_the_best_run_is_the_finished_one_with_the_best_metric(store: runs.Store) -> None:
     ids = [new_run(store, "compared", val_loss=loss, accuracy=1 - loss) for loss in (0.5, 0.2, 0.8)]
     new_run(store, "compared", other=0.0)

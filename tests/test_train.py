@@ -154,6 +154,12 @@ def job(options: train.TrainOptions, tiny_tokenizer: Path) -> train._Job:
     return train._job(tiny_tokenizer, train._metadata(options, encoder, LABELS, rows), rows, parts, options.parameters)
 
 
+def test_another_encoder_on_another_machine_is_refused(job: train._Job) -> None:
+    job.encoder["sha256"] = "0" * 64
+    with pytest.raises(errors.InputError, match=r"encoder '.*/tiny' differs between machines of the cluster"):
+        in_a_worker(lambda: train._prepared_model(job, threads=1))
+
+
 def in_a_worker(work: Callable[[], Any]) -> Any:
     """Run something as Ray Train's only worker, in this process."""
     import ray.train
