@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import warnings
 
 import httpx
@@ -22,6 +23,9 @@ def deployment_class():
             deployment = serve.ModelDeployment
         yield deployment.func_or_class.__bases__[0]  # as written, without what `serve.ingress` puts around it
     finally:
+        scratch = os.environ.get("RAY_SERVE_HAPROXY_SERVER_STATE_BASE")
+        if scratch and scratch != before.get("RAY_SERVE_HAPROXY_SERVER_STATE_BASE"):
+            shutil.rmtree(scratch)
         os.environ.clear()
         os.environ.update(before)
 

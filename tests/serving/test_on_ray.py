@@ -7,6 +7,7 @@ replicas, which ends by SIGKILL.
 import concurrent.futures
 import json
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +54,12 @@ def two(real_encoder_checkpoint, home, tmp_path_factory):
 def haproxies(service):
     """Its HAProxy processes, started by the launcher or not."""
     return running.named(service.record_family(), "bin/haproxy -db")
+
+
+def scratch_of(service):
+    """The folder of its HAProxy's configuration and sockets."""
+    (command,) = {tuple(process.cmdline()) for process in haproxies(service)}
+    return Path(command[command.index("-f") + 1]).parent
 
 
 def refuses(port):
@@ -158,9 +165,7 @@ class TestOneReplica:
 
     def test_sigterm_ends_it_with_status_zero_and_leaves_nothing(self, one):
         """The last one: HAProxy, replicas, Ray's own processes and the scratch folder are gone."""
-        (haproxy,) = haproxies(one)
-        command = haproxy.cmdline()
-        scratch = Path(command[command.index("-f") + 1]).parent
+        scratch = scratch_of(one)
         assert scratch.is_dir()
         one.signal(signal.SIGTERM)
 
@@ -196,7 +201,10 @@ class TestTwoReplicas:
 
     @pytest.mark.slow
     def test_when_a_replica_is_killed_the_other_goes_on_and_whoever_is_not_answered_is_told_to_try_again(self, two):
-        """Each call is on a connection of its own: an idle one may be closed beneath a client at any time."""
+        """Each call is on a connection of its own: an idle one may be closed beneath a client at any time.
+
+        Slow because it does not hold yet: in about half of the runs a call is dropped without an answer.
+        """
         victim = running.named(two.record_family(), "ServeReplica").pop()
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
@@ -214,9 +222,10 @@ class TestTwoReplicas:
 
     def test_when_the_driver_is_killed_haproxy_ends_within_seconds(self, two):
         """The last one. A service that cannot clean up leaves no HAProxy behind that keeps its ports."""
-        assert haproxies(two)
+        scratch = scratch_of(two)
         two.signal(signal.SIGKILL)
         assert two.wait() == -signal.SIGKILL
 
         running.until(lambda: not haproxies(two), timeout_s=30, what="HAProxy's end")
         running.until(lambda: refuses(two.port), timeout_s=30, what="a free port")
+        shutil.rmtree(scratch)  # nobody was left to do it
