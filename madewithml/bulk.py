@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,6 @@ from madewithml import progress as progress_
 
 if TYPE_CHECKING:
     import ray.data
-
-logger = logging.getLogger(__name__)
 
 # Rows that travel together. Large enough that Ray's cost per block vanishes, small enough that a block is seconds.
 BLOCK_ROWS = 1024

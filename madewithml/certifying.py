@@ -75,12 +75,10 @@ def certify_run(options: CertifyOptions, settings: config.Settings) -> dict[str,
     predictor = predict.TorchPredictor.from_checkpoint(store.best_checkpoint(options.run_id))
     rows, dataset = _rows(options, store, predictor)
     tuning = _tune_rows(options, store)
-    num_tune = len(tuning) if tuning else 0
-    inputs = [*(tuning.texts if tuning else ()), *rows.texts]
-    index = {name: position for position, name in enumerate(predictor.classes)}
-    truth = np.array([index[label] for label in (*(tuning.labels if tuning else ()), *rows.labels)])
-    logits = predictor.logits([tokens.ids for tokens in predictor.tokenizer.encode(inputs)])
-    tune_mask = np.arange(len(truth)) < num_tune if tuning else certify.split_rows(len(truth))
+    both = [tuning, rows] if tuning else [rows]
+    truth = predictor.label_indices([label for part in both for label in part.labels])
+    logits = predictor.text_logits([text for part in both for text in part.texts])
+    tune_mask = np.arange(len(truth)) < len(tuning) if tuning else certify.split_rows(len(truth))
     certification = certify.certify(
         logits,
         truth,
@@ -138,11 +136,11 @@ def refuse_fitted_rows(rows: data.LabelledText, store: runs.Store, run_id: str, 
     Raises:
         InputError: Some were; says how many and quotes the first.
     """
-    splits = store.read_splits(run_id)
-    if splits is None:
+    recorded = store.recorded_hashes(run_id)
+    if recorded is None:
         logger.warning("run %s recorded no training rows: that %s has none of them is taken on trust", run_id, dataset)
         return
-    fitted = set(splits.loc[splits["split"].isin(["train", "validation"]), "text_sha256"])
+    fitted = recorded.get("train", set()) | recorded.get("validation", set())
     if not fitted:
         logger.warning("run %s was imported: that %s has no row it was fitted on is taken on trust", run_id, dataset)
     seen = [text for text in rows.texts if texts.text_sha256(text) in fitted]

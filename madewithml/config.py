@@ -19,8 +19,8 @@ from madewithml import errors
 
 PREFIX = "MADEWITHML_"
 FILE = "madewithml.toml"
-# Variables with our prefix that are not settings: read by the Makefile or by the tests.
-NOT_SETTINGS = frozenset({"MADEWITHML_TEST_CACHE", "MADEWITHML_SERVE_PLAN"})
+# A variable with our prefix that is no setting: what a `--local` process is given to serve.
+NOT_SETTINGS = frozenset({"MADEWITHML_SERVE_PLAN"})
 
 
 class Settings(pydantic_settings.BaseSettings):

@@ -6,7 +6,6 @@ Scored -> document -> metrics.classification_metrics, slice_metrics, selective f
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from madewithml import calibration, config, data, decision, metrics, predict, risk_control, runs, selective
-
-logger = logging.getLogger(__name__)
 
 # Of the threshold table; the policy's own threshold is always among them.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -57,11 +54,10 @@ def score(predictor: predict.Predictor, rows: data.LabelledText, *, dataset: str
         InputError: A label is not one the model knows, or a logit is NaN or infinite.
     """
     data.require_known_labels(rows.labels, predictor.classes, dataset=dataset)
-    index_of = {name: index for index, name in enumerate(predictor.classes)}
-    tokens = predictor.tokenizer.encode(predictor.texts(rows.rows))
-    logits = predictor.logits([row.ids for row in tokens])
-    true = np.array([index_of[label] for label in rows.labels], dtype=np.int64)
-    return Scored(rows, true, logits, predictor.policy.decide(logits, predictor.classes))
+    logits = predictor.text_logits(predictor.texts(rows.rows))
+    return Scored(
+        rows, predictor.label_indices(rows.labels), logits, predictor.policy.decide(logits, predictor.classes)
+    )
 
 
 def document(

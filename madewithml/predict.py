@@ -119,6 +119,15 @@ class Predictor:
             )
         return result
 
+    def text_logits(self, inputs: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Logits [n, k] of texts."""
+        return self.logits([tokens.ids for tokens in self.tokenizer.encode(inputs)])
+
+    def label_indices(self, labels: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Index of each label in `classes`, int64 [n]; all must be known."""
+        index_of = {name: index for index, name in enumerate(self.classes)}
+        return np.array([index_of[label] for label in labels], dtype=np.int64)
+
     def predict(self, rows: Sequence[Mapping[str, str | None]]) -> list[dict[str, Any]]:
         """One answer per row: prediction, probabilities, label, confidence, decision, reason, threshold, truncated."""
         return self.predict_texts(self.texts(rows))
@@ -145,8 +154,7 @@ class Predictor:
 
     def predict_proba(self, rows: Sequence[Mapping[str, str | None]]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities [n, k], classes in the order of `classes`."""
-        tokens = self.tokenizer.encode(self.texts(rows))
-        return self.policy.decide(self.logits([t.ids for t in tokens]), self.classes).probabilities
+        return self.policy.decide(self.text_logits(self.texts(rows)), self.classes).probabilities
 
     def check_golden(self) -> float:
         """Compute the golden rows again.
@@ -160,8 +168,7 @@ class Predictor:
         golden = self.checkpoint.read_golden()
         if golden is None:
             return 0.0
-        tokens = self.tokenizer.encode(golden.texts)
-        largest = float(np.abs(self.logits([t.ids for t in tokens]) - golden.logits).max())
+        largest = float(np.abs(self.text_logits(golden.texts) - golden.logits).max())
         if not largest <= GOLDEN_TOLERANCE:  # NaN fails too
             msg = (
                 f"engine {self.engine.name!r} does not reproduce the golden rows of {str(self.checkpoint.folder)!r}: a "

@@ -129,16 +129,14 @@ def write_report(
 
 def seen_before(rows: data.LabelledText, store: runs.Store, run_id: str) -> list[str]:
     """What must be said about rows that the run has used already, found by the hash of their text."""
-    splits = store.read_splits(run_id)
-    if splits is None:
-        return []
+    recorded = store.recorded_hashes(run_id) or {}
     hashes = {texts.text_sha256(text) for text in rows.texts}
     notes = []
     for parts, consequence in (
         (("train", "validation"), "were used in fitting the model, so these figures flatter it"),
         (("calibration",), "are calibration rows of the run, so these figures do not check its certificate"),
     ):
-        count = len(hashes & set(splits.loc[splits["split"].isin(parts), "text_sha256"]))
+        count = len(hashes & set().union(*(recorded.get(part, set()) for part in parts)))
         if count:
             notes.append(f"{count} of {len(rows)} rows {consequence}.")
     return notes

@@ -25,8 +25,6 @@ import pandas as pd
 
 from madewithml import config, data, errors, texts
 
-logger = logging.getLogger(__name__)
-
 BEST_METRIC = "val_loss"
 SPLITS_FILE = "splits.parquet"
 SPLIT_COLUMNS = ("split", "text_sha256", "label")
@@ -192,6 +190,13 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             return pd.read_parquet(self.client.download_artifacts(run_id, SPLITS_FILE, folder))
 
+    def recorded_hashes(self, run_id: str) -> dict[str, set[str]] | None:
+        """Hashes of the texts that went into each part, or None if no splits were recorded."""
+        table = self.read_splits(run_id)
+        if table is None:
+            return None
+        return {str(part): set(rows) for part, rows in table.groupby("split")["text_sha256"]}
+
     def recorded_rows(self, run_id: str, part: str) -> data.LabelledText:
         """The rows of one part (`validation`, `calibration` or `test`) that the run recorded.
 
@@ -215,20 +220,24 @@ class Store:
             UsageError: MLflow does not take the name or the alias.
         """
         model = self._best_model(run_id)
-        mlflow.set_tracking_uri(self.settings.mlflow_uri)  # a client looks `models:/ID` up in the global store
         try:
-            if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
-                self.client.create_registered_model(name)
-            for version in self.client.search_model_versions(f"name = '{name}'"):
-                if version.source == f"models:/{model.model_id}":
-                    break
-            else:
-                version = self.client.create_model_version(name, f"models:/{model.model_id}", run_id=run_id)
-            self.client.set_registered_model_alias(name, alias, str(version.version))
-            return str(version.version)
+            with _fluent(self.settings.mlflow_uri):  # a client looks `models:/ID` up in the global store
+                return self._point_alias(model, run_id, name=name, alias=alias)
         except mlflow.exceptions.MlflowException as err:
             msg = f"cannot register a model {name!r} with the alias {alias!r}: {str(err).splitlines()[0]}"
             raise errors.UsageError(msg) from err
+
+    def _point_alias(self, model: mlflow.entities.LoggedModel, run_id: str, *, name: str, alias: str) -> str:
+        source = f"models:/{model.model_id}"
+        if not self.client.search_registered_models(filter_string=f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.source == source:
+                break
+        else:
+            version = self.client.create_model_version(name, source, run_id=run_id)
+        self.client.set_registered_model_alias(name, alias, str(version.version))
+        return str(version.version)
 
     def run_of_model(self, uri: str) -> str:
         """The run behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.

@@ -10,7 +10,6 @@ person's own process, owns the terminal and MLflow; workers report to it through
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,8 +33,6 @@ from madewithml import (
     tokenization,
 )
 from madewithml import progress as progress_
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 256
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +169,14 @@ def trained(ray_session: None, tiny_encoder: Path, small_file: Path, settings: c
 def checkpoint_folder(trained: train.TrainResult) -> Path:
     """The training run's checkpoint. Copy it before changing anything in it."""
     return trained.checkpoint
+
+
+@pytest.fixture
+def spoiled(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the training run's checkpoint, to be spoiled."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_folder, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

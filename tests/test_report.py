@@ -325,7 +325,7 @@ class TestWriteReport:
 
     def test_rows_seen_before_are_unknown_where_the_run_recorded_none(self, rows):
         class Unrecorded:
-            def read_splits(self, run_id):
+            def recorded_hashes(self, run_id):
                 return None
 
         assert report.seen_before(rows, Unrecorded(), RUN) == []

@@ -20,14 +20,6 @@ def free(settings):
 
 
 @pytest.fixture
-def copied(checkpoint_folder, tmp_path):
-    """A copy of the training run's checkpoint, to be spoiled."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint_folder, folder)
-    return folder
-
-
-@pytest.fixture
 def listener():
     """A socket that holds a port on loopback."""
     with socket.socket() as held:
@@ -101,22 +93,22 @@ class TestPlan:
         with pytest.raises(errors.CheckpointError, match=r"no checkpoint folder '.*missing'"):
             plan(free, checkpoint_folder=tmp_path / "missing")
 
-    def test_changed_weights_are_noticed(self, free, copied):
-        path = copied / "model.safetensors"
+    def test_changed_weights_are_noticed(self, free, spoiled):
+        path = spoiled / "model.safetensors"
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
 
         with pytest.raises(errors.CheckpointError, match=r"is damaged: model.safetensors has SHA-256"):
-            plan(free, checkpoint_folder=copied)
+            plan(free, checkpoint_folder=spoiled)
 
-    def test_a_decision_edited_by_hand_is_noticed(self, free, copied):
-        found = checkpoint.read(copied)
+    def test_a_decision_edited_by_hand_is_noticed(self, free, spoiled):
+        found = checkpoint.read(spoiled)
         path = found.write_decision(predict.policy_of(found).to_dict())
         path.write_text(path.read_text(encoding="utf-8").replace("0.9", "0.1"), encoding="utf-8")
 
         with pytest.raises(errors.CheckpointError, match="was edited or is damaged: its seal does not fit"):
-            plan(free, checkpoint_folder=copied)
+            plan(free, checkpoint_folder=spoiled)
 
     def test_a_port_in_use_is_told_before_anything_is_looked_up(self, settings, listener):
         taken = settings.model_copy(update={"port": listener.getsockname()[1]})

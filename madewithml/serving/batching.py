@@ -4,8 +4,8 @@
 
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
 A batch is the row that has waited longest with those most like it in length, so padding stays small and nothing
-starves. A call past its deadline is answered 504 and never computed; a call whose client has gone is dropped; when
-the queue is full the call is refused at once.
+starves. A call past its deadline is answered 504 and never computed; a cancelled call is dropped; when the queue is
+full the call is refused at once.
 """
 
 from __future__ import annotations

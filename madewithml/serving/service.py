@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import madewithml
-from madewithml import config, data, decision, errors, evaluate, predict, tokenization
+from madewithml import config, decision, errors, predict, tokenization
 from madewithml.serving import batching, schemas
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._workers, self._evaluate, path)
 
     def _dataset(self, name: str) -> Path:
+        from madewithml import data  # late, as in `_evaluate`
+
         folder = self.settings.datasets
         # A listing, not a path built from the caller's words: nothing outside the folder can be named.
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -198,6 +200,9 @@ class Service:
         raise errors.UnknownResourceError(f"no dataset {name[:100]!r} in the configured dataset folder")
 
     def _evaluate(self, path: Path) -> dict[str, Any]:
+        # Late: pandas, scikit-learn and MLflow, two seconds of every replica's start for a call that few make.
+        from madewithml import data, evaluate
+
         fields = self.predictor.checkpoint.metadata.text_fields
         try:
             rows = data.read_labelled(str(path), text_fields=fields, label_field="tag")

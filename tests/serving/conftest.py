@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import shutil
 import threading
 import time
 
@@ -151,14 +150,6 @@ def held(predictor):
     engine = HeldEngine(predictor.engine)
     yield engine
     engine.release()
-
-
-@pytest.fixture
-def spoiled(checkpoint_folder, tmp_path):
-    """A copy of the training run's checkpoint, to be spoiled."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint_folder, folder)
-    return folder
 
 
 @pytest.fixture
