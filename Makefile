@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[encoder,dev]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[encoder,openvino,dev]'
 	@touch $@
 
 serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none yet), on PORT

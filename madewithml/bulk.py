@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
-from madewithml import checkpoint, cluster, data, engines, errors, predict
+from madewithml import checkpoint, cluster, data, errors, host, predict
 from madewithml import progress as progress_
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def predict_file(
     found.verify()
     predict.policy_of(found, threshold=threshold)
     fields = found.metadata.text_fields
-    workers = num_workers or engines.available_cores()
+    workers = num_workers or host.available_cores()
     partial = target.with_name(f".{target.name}.partial")
     with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:
         dataset = _dataset(dataset_loc, fields)

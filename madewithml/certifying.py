@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from madewithml import (
     calibration,
@@ -128,6 +130,13 @@ def _tune_rows(options: CertifyOptions, store: runs.Store) -> data.LabelledText 
         return store.recorded_rows(options.run_id, "validation")
     except errors.NotFoundError:  # an imported run has none
         return None
+
+
+def certify_mask(document: Mapping[str, Any], num_rows: int) -> npt.NDArray[np.bool_]:
+    """Which of the rows that a certification names were its certify rows, bool [num_rows]; the rest tuned."""
+    if document["num_certify_rows"] == num_rows:
+        return np.ones(num_rows, dtype=bool)
+    return ~certify.split_rows(num_rows)
 
 
 def refuse_fitted_rows(rows: data.LabelledText, store: runs.Store, run_id: str, *, dataset: str) -> None:

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import encoders, errors, tokenization
+from madewithml import encoders, engine_report, errors, tokenization
 
 FORMAT_VERSION = 1
 METADATA = "checkpoint.json"
 DECISION = "decision.json"
 GOLDEN = "golden.jsonl"
+ENGINES = "engines"
+ENGINE_REPORT = "report.json"
 # Their hashes are in the metadata. config.json is among them because it says how the weights are read.
 HASHED = ("model.safetensors", "tokenizer.json", "config.json")
 
@@ -136,6 +138,47 @@ class Checkpoint:
         path = self.folder / DECISION
         path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         return path
+
+    @property
+    def engines_folder(self) -> Path:
+        """Where exported graphs and their report lie."""
+        return self.folder / ENGINES
+
+    def read_engines(self) -> engine_report.EngineReport | None:
+        """What `optimize` found out about the engines, or None if it never ran.
+
+        Raises:
+            CheckpointError: The report is damaged or belongs to other weights.
+        """
+        path = self.engines_folder / ENGINE_REPORT
+        if not path.is_file():
+            return None
+        try:
+            report = engine_report.EngineReport.from_dict(_read_json(path))
+        except errors.InputError as err:
+            raise errors.CheckpointError(f"{str(path)!r}: {err.message}") from err
+        if report.weights_sha256 != self.weights_sha256:
+            msg = f"{str(path)!r} belongs to another model: run `madewithml optimize` again"
+            raise errors.CheckpointError(msg)
+        return report
+
+    def write_engines(self, report: engine_report.EngineReport) -> Path:
+        """Record an engine report; returns its file."""
+        self.engines_folder.mkdir(exist_ok=True)
+        path = self.engines_folder / ENGINE_REPORT
+        path.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    def verify_engine(self, report: engine_report.EngineReport, name: str) -> None:
+        """Compare a graph with the hash in the report.
+
+        Raises:
+            CheckpointError: It is missing or was changed.
+        """
+        path = self.engines_folder / name
+        if not path.is_file() or encoders.file_sha256(path) != report.files.get(name):
+            msg = f"{str(path)!r} is missing or damaged: run `madewithml optimize` again, or serve with --engine torch"
+            raise errors.CheckpointError(msg)
 
     def read_golden(self) -> Golden | None:
         """The golden rows, or None if the checkpoint has none."""

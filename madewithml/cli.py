@@ -35,6 +35,10 @@ TextFields = Annotated[str, typer.Option(help="Columns whose texts are the model
 LabelField = Annotated[str, typer.Option(help="Column with the label.")]
 Results = Annotated[Path | None, typer.Option("--results-fp", help="Write the result here as JSON.")]
 Home = Annotated[Path | None, typer.Option(help="Folder of all state (MADEWITHML_HOME).", show_default=False)]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="auto, torch, onnxruntime or openvino; auto takes what `optimize` chose.", show_default=False),
+]
 Threshold = Annotated[
     float | None,
     typer.Option(help="Confidence below which an answer abstains; default: the run's certificate, else 0.9."),
@@ -48,7 +52,7 @@ def train(
     text_fields: TextFields = "title,description",
     label_field: LabelField = "tag",
     encoder: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the encoder.")] = None,
-    num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows.")] = 6,
+    num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step, over all workers.")] = 16,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     class_weights: Annotated[bool, typer.Option(help="Let rare classes count more in the loss.")] = False,
@@ -235,6 +239,27 @@ def certify(
 
 
 @app.command()
+def optimize(
+    run_id: RunId,
+    dataset_loc: Annotated[
+        str | None, typer.Option(help="Labelled rows the model was not fitted on; default: the run's own.")
+    ] = None,
+    label_field: LabelField = "tag",
+    results_fp: Results = None,
+    home: Home = None,
+) -> None:
+    """Try every engine on this host and keep the fastest that gives the model's own answers."""
+    from madewithml import optimize as optimize_
+    from madewithml import tables
+
+    _check_writable(results_fp)
+    options = optimize_.OptimizeOptions(run_id=run_id, dataset_loc=dataset_loc, label_field=label_field)
+    document = optimize_.optimize_run(options, config.load(home=home))
+    _write_results(document, results_fp)
+    tables.show_optimization(document, _console())
+
+
+@app.command()
 def report(
     run_id: RunId,
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
@@ -272,6 +297,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default 8000.")] = None,
     replicas: Annotated[str, typer.Option(help="Ray Serve replicas, or `auto`: one per core.")] = "1",
+    engine: Engine = None,
     local: Annotated[bool, typer.Option("--local", help="Serve without Ray.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes with --local.")] = 1,
     home: Home = None,
@@ -279,7 +305,7 @@ def serve(
     """Serve a run over HTTP until Ctrl-C."""
     from madewithml import serve as serve_
 
-    settings = config.load(home=home, threshold=threshold, host=host, port=port)
+    settings = config.load(home=home, threshold=threshold, host=host, port=port, engine=engine)
     count = workers if local else _replica_count(replicas)
     planned = serve_.plan(settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count)
     if local:
@@ -322,10 +348,10 @@ def _slice_rules(items: Sequence[str]) -> dict[str, str]:
 
 
 def _replica_count(value: str) -> int:
-    from madewithml import engines
+    from madewithml import host
 
     if value == "auto":
-        return engines.available_cores()
+        return host.available_cores()
     if not value.isdecimal() or int(value) < 1:
         raise errors.UsageError(f"--replicas is {value!r}: expected a number from 1 or 'auto'")
     return int(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import pydantic_settings
@@ -36,10 +36,11 @@ class Settings(pydantic_settings.BaseSettings):
         port: TCP port to listen on.
         threshold: Confidence below which an answer abstains; None means certificate, else 0.9.
         allow_caller_threshold: Whether a call may choose its own threshold (`?threshold=`).
+        engine: What computes logits; `auto` takes what `optimize` chose.
         max_rows: Rows in one call.
         max_body_bytes: Bytes in one request body.
         max_queue_rows: Rows waiting in one replica before a call is answered 429.
-        max_batch_size: Rows that go through the model together.
+        max_batch_size: Rows that go through the model together, at most.
         request_timeout_s: Seconds after which a waiting request is answered 504.
         drain_timeout_s: Seconds granted to accepted requests when the service stops.
     """
@@ -57,6 +58,7 @@ class Settings(pydantic_settings.BaseSettings):
     port: int = pydantic.Field(default=8000, ge=1, le=65535)
     threshold: float | None = pydantic.Field(default=None, ge=0.0, le=1.0)
     allow_caller_threshold: bool = False
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     max_rows: int = pydantic.Field(default=1000, ge=1)
     max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
     max_queue_rows: int = pydantic.Field(default=2000, ge=1)

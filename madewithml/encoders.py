@@ -39,7 +39,7 @@ PACKAGED = {
     )
 }
 OLD_WEIGHTS = "pytorch_model.bin"  # read with weights-only loading, and only where there is nothing better
-HUB_FILES = ["*.json", "*.txt", "*.model", WEIGHTS, "model-*.safetensors"]
+HUB_FILES = ["*.json", "1_Pooling/config.json", "*.txt", "*.model", WEIGHTS, "model-*.safetensors"]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

@@ -1,39 +1,46 @@
-"""What computes logits.
+"""What computes logits: torch, ONNX Runtime or OpenVINO behind one small interface.
 
-An engine takes token ids and a mask and gives logits; it knows nothing of texts, labels or thresholds.
+An engine takes token ids and a mask and gives logits; it knows nothing of texts, labels or thresholds. Torch in fp32
+is the reference and always there; the others run the graphs that `madewithml optimize` put into the checkpoint.
 
-    engine = load(checkpoint, name="torch", threads=1)
+    engine = load(checkpoint, name="auto", threads=1)
     engine.logits(ids, mask)        # int64 [n, length] twice -> float32 [n, k]
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Protocol
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import errors
+from madewithml import errors, host
 
 if TYPE_CHECKING:
-    from madewithml import checkpoint, tokenization
+    from madewithml import checkpoint, engine_report, tokenization
 
-NAMES = ("auto", "torch")
+logger = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float32]
+NAMES = ("auto", "torch", "onnxruntime", "openvino")
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-dynamic": "f32"}
 
 
 class Engine(Protocol):
     """The interface of all engines.
 
     Attributes:
-        name: `torch` for now.
+        name: `torch`, `onnxruntime` or `openvino`.
         precision: Number format of the computation, `fp32` for instance.
     """
 
     name: str
     precision: str
 
-    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> npt.NDArray[np.float32]:
+    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """Compute logits.
 
         Args:
@@ -66,13 +73,90 @@ class TorchEngine:
         self._torch = torch
         self._model = models.from_folder(source.folder).eval()
 
-    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> npt.NDArray[np.float32]:
+    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
         torch = self._torch
         with torch.inference_mode():
             output = self._model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-        result: npt.NDArray[np.float32] = output.logits.numpy()
+        result: Logits = output.logits.numpy()
         return result
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on an exported graph.
+
+    Args:
+        graph: The ONNX file.
+        precision: Number format of the graph.
+        threads: Threads of one computation.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, graph: Path, *, precision: str, threads: int) -> None:
+        import onnxruntime  # late: only the engine in use is imported
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # it warns of processors it does not know
+        # Waiting threads sleep: spinning would take the cores from the event loop and from other replicas.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.precision = precision
+        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
+        """See `Engine.logits`."""
+        result: Logits = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return result
+
+
+class OpenVinoEngine:
+    """OpenVINO on an exported graph; `bf16` computes an fp32 graph in bfloat16.
+
+    Args:
+        graph: The ONNX file.
+        precision: Number format of the computation.
+        threads: Threads of one computation.
+    """
+
+    name = "openvino"
+
+    def __init__(self, graph: Path, *, precision: str, threads: int) -> None:
+        import openvino  # late: only the engine in use is imported
+
+        compiled = openvino.Core().compile_model(
+            str(graph),
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+                # Pinned, the threads of two processes would share one core and leave another idle.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        self.precision = precision
+        self._request = compiled.create_infer_request()
+        self._output = compiled.output(0)
+
+    def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
+        """See `Engine.logits`."""
+        outputs = self._request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
+        return np.array(outputs[self._output])  # a copy: the next call writes into the same memory
+
+
+class Choice(NamedTuple):
+    """Which engine is to be loaded, and what kept the fastest one from being taken."""
+
+    engine: str
+    precision: str
+    file: str | None
+    instead_of: str | None
+
+
+TORCH = Choice("torch", "fp32", None, None)
 
 
 def load(source: checkpoint.Checkpoint, *, name: str = "auto", threads: int | None = None) -> Engine:
@@ -80,17 +164,73 @@ def load(source: checkpoint.Checkpoint, *, name: str = "auto", threads: int | No
 
     Args:
         source: A checkpoint, already verified.
-        name: Engine name; `auto` takes the fastest that is admitted on this host.
+        name: Engine name; `auto` takes what `optimize` chose, where this host is the one it was measured on, and
+            otherwise falls back to fp32.
         threads: Threads of one computation; None means every core this process may use.
 
     Raises:
-        UsageError: No such engine.
+        UsageError: No such engine, or it cannot run this checkpoint here.
+        CheckpointError: The engine report or the graph it names is damaged.
     """
     if name not in NAMES:
         raise errors.UsageError(f"no engine {name!r}: choose from {', '.join(NAMES)}")
-    return TorchEngine(source, threads=threads or available_cores())
+    if name == "torch":
+        return build(source, TORCH, threads=threads)
+    report = source.read_engines()
+    choice = _auto(report) if name == "auto" else _named(name, report)
+    if choice.instead_of:
+        logger.warning("serving with %s %s: %s", choice.engine, choice.precision, choice.instead_of)
+    if report is not None and choice.file is not None:
+        source.verify_engine(report, choice.file)
+    return build(source, choice, threads=threads)
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def build(source: checkpoint.Checkpoint, choice: Choice, *, threads: int | None = None) -> Engine:
+    """The engine of a choice, whatever the report says of it."""
+    count = threads or host.available_cores()
+    if choice.file is None:
+        return TorchEngine(source, threads=count)
+    engine = OnnxRuntimeEngine if choice.engine == "onnxruntime" else OpenVinoEngine
+    return engine(source.engines_folder / choice.file, precision=choice.precision, threads=count)
+
+
+def installed(name: str) -> bool:
+    """Whether an engine's library is there."""
+    return importlib.util.find_spec(name) is not None
+
+
+def _auto(report: engine_report.EngineReport | None) -> Choice:
+    if report is None:
+        return TORCH
+    obstacle = _obstacle(report.engine, report)
+    if obstacle is None:
+        return Choice(report.engine, report.precision, report.file, None)
+    if installed("onnxruntime") and (exact := report.best("onnxruntime", precision="fp32")):
+        return Choice(exact.engine, exact.precision, exact.file, obstacle)
+    return TORCH._replace(instead_of=obstacle)
+
+
+def _named(name: str, report: engine_report.EngineReport | None) -> Choice:
+    """The fastest of the named engine; what was measured on another host is only trusted in fp32."""
+    if not installed(name):
+        raise errors.UsageError(f"engine {name!r} is not installed: pip install {name}")
+    if report is None:
+        raise errors.UsageError(f"engine {name!r} needs an exported graph: run `madewithml optimize` first")
+    obstacle = _obstacle(name, report)
+    found = report.best(name, precision=None if obstacle is None else "fp32")
+    if found is None:
+        rejected = [f"{c.precision}: {c.reason}" for c in report.candidates if c.engine == name and c.reason]
+        told = obstacle or "; ".join(rejected) or "it was not tried"
+        raise errors.UsageError(f"engine {name!r} may not serve this checkpoint: {told}. Try --engine auto.")
+    return Choice(found.engine, found.precision, found.file, obstacle)
+
+
+def _obstacle(name: str, report: engine_report.EngineReport) -> str | None:
+    """Why what was measured does not hold here."""
+    if not installed(name):
+        return f"{name} is not installed"
+    here = host.traits()
+    if dict(report.host) != here:
+        different = sorted(key for key in {*here, *report.host} if here.get(key) != report.host.get(key))
+        return f"the engines were measured on another host (other {', '.join(different)}); run `madewithml optimize`"
+    return None

@@ -15,6 +15,7 @@
          ├─ InvalidRequestError     422, with one entry in `errors` for each fault
          ├─ OverloadedError         429, Retry-After
          ├─ NotReadyError           503, Retry-After
+         ├─ ClientGoneError         499, seen in logs only
          └─ DeadlineExceededError   504
 
 `status` and `code` are stable: the status is the HTTP status a caller sees, the code names the problem in logs,
@@ -168,8 +169,16 @@ class NotReadyError(RequestError):
     title = "Not ready"
 
 
+class ClientGoneError(RequestError):
+    """The client closed the connection; nobody is there to read the answer."""
+
+    status = 499
+    code = "client_gone"
+    title = "Client gone"
+
+
 class DeadlineExceededError(RequestError):
-    """The request waited past its deadline and was not computed."""
+    """The request was not answered by its deadline."""
 
     status = 504
     code = "deadline_exceeded"

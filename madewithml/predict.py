@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import checkpoint, config, decision, engines, errors, texts, tokenization
+from madewithml import checkpoint, config, decision, engines, errors, fidelity, texts, tokenization
 
 if TYPE_CHECKING:
     import ray.data
@@ -66,12 +66,14 @@ class Predictor:
         tokenizer: Text to ids.
         engine: Ids to logits.
         policy: Logits to decisions.
+        batch_tokens: Padded tokens of the batch at which the engine is cheapest a row; None if that was not measured.
     """
 
     checkpoint: checkpoint.Checkpoint
     tokenizer: tokenization.Tokenizer
     engine: engines.Engine
     policy: decision.DecisionPolicy
+    batch_tokens: int | None = None
 
     @classmethod
     def from_checkpoint(
@@ -97,7 +99,10 @@ class Predictor:
         found = checkpoint.read(Path(source))
         found.verify()
         policy = policy_of(found, threshold=threshold)
-        return cls(found, found.tokenizer(), engines.load(found, name=engine, threads=threads), policy)
+        loaded = engines.load(found, name=engine, threads=threads)
+        report = found.read_engines()
+        measured = report and (report.engine, report.precision) == (loaded.name, loaded.precision)
+        return cls(found, found.tokenizer(), loaded, policy, report.batch_tokens if report and measured else None)
 
     @property
     def classes(self) -> list[str]:
@@ -160,7 +165,7 @@ class Predictor:
         """Compute the golden rows again.
 
         Returns:
-            The largest difference of a logit.
+            The largest difference: of a logit, or of a probability where the engine's precision is reduced.
 
         Raises:
             CheckpointError: The engine disagrees with what the checkpoint recorded.
@@ -168,18 +173,27 @@ class Predictor:
         golden = self.checkpoint.read_golden()
         if golden is None:
             return 0.0
-        largest = float(np.abs(self.text_logits(golden.texts) - golden.logits).max())
-        if not largest <= GOLDEN_TOLERANCE:  # NaN fails too
+        own = self.text_logits(golden.texts)
+        exact = self.engine.precision == "fp32"
+        tolerance = GOLDEN_TOLERANCE if exact else fidelity.MAX_PROBABILITY_CHANGE
+        what = "logit" if exact else "probability"
+        largest = float(np.abs(own - golden.logits).max()) if exact else self._probability_change(golden.logits, own)
+        if not largest <= tolerance:  # NaN fails too
             msg = (
-                f"engine {self.engine.name!r} does not reproduce the golden rows of {str(self.checkpoint.folder)!r}: a "
-                f"logit is off by {largest:.3g} (at most {GOLDEN_TOLERANCE:g}). Wrong host, or damaged weights?"
+                f"engine {self.engine.name!r} ({self.engine.precision}) does not reproduce the golden rows of "
+                f"{str(self.checkpoint.folder)!r}: a {what} is off by {largest:.3g} (at most {tolerance:g}). Wrong "
+                "host, or damaged weights? `madewithml optimize` measures the engines anew."
             )
             raise errors.CheckpointError(msg)
         return largest
 
+    def _probability_change(self, expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32]) -> float:
+        temperature = self.policy.temperature
+        return fidelity.compare(expected, actual, alone={}, temperature=temperature).max_probability_change
+
 
 class TorchPredictor(Predictor):
-    """A predictor whose engine is PyTorch in fp32, the reference."""
+    """A predictor whose engine is PyTorch in fp32, the reference, unless another is named."""
 
     @classmethod
     def from_checkpoint(

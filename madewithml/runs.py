@@ -126,9 +126,16 @@ class Store:
         with _fluent(self.settings.mlflow_uri):
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))) / CHECKPOINT_PATH
 
-    def add_to_checkpoint(self, run_id: str, file: Path) -> None:
-        """Store a file that was added to the best checkpoint after the run, such as `decision.json`."""
-        self.client.log_model_artifact(str(self._best_model(run_id).model_id), str(file), CHECKPOINT_PATH)
+    def add_to_checkpoint(self, run_id: str, file: Path, *, folder: str = "") -> None:
+        """Store a file that was added to the best checkpoint after the run, such as `decision.json`.
+
+        Args:
+            run_id: The run.
+            file: The file, in the folder that `best_checkpoint` gave.
+            folder: Folder of the checkpoint it belongs in.
+        """
+        target = f"{CHECKPOINT_PATH}/{folder}" if folder else CHECKPOINT_PATH
+        self.client.log_model_artifact(str(self._best_model(run_id).model_id), str(file), target)
 
     def _best_model(self, run_id: str) -> mlflow.entities.LoggedModel:
         run = self.run(run_id)

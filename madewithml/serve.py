@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from madewithml import checkpoint, cluster, config, engines, errors
+from madewithml import checkpoint, cluster, config, errors, host
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -115,7 +115,7 @@ class ServePlan:
     @property
     def threads(self) -> int:
         """Threads of one computation: the cores, shared among the replicas."""
-        return max(1, engines.available_cores() // self.replicas)
+        return max(1, host.available_cores() // self.replicas)
 
     @property
     def announcement(self) -> str:
@@ -267,7 +267,7 @@ def start_deployment(planned: ServePlan) -> None:
     settings = planned.settings
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    cores = engines.available_cores() / planned.replicas
+    cores = host.available_cores() / planned.replicas
     replica: Any = deployment.ModelDeployment
     application = replica.options(
         num_replicas=planned.replicas,

@@ -114,3 +114,28 @@ def refusal_in_words(document: Mapping[str, Any]) -> str:
             f"probability, at a coverage of about {document['expected_coverage']:.0%}"
         )
     return ". ".join(parts)
+
+
+def show_optimization(document: Mapping[str, Any], console: rich.console.Console) -> None:
+    """Print what `optimize` found."""
+    table = rich.table.Table("engine", "rows/s", "agreement", "probability", "batch", "MB", "verdict")
+    for candidate in document["candidates"]:
+        chosen = (candidate["engine"], candidate["precision"]) == (document["engine"], document["precision"])
+        table.add_row(
+            f"{candidate['engine']} {candidate['precision']}",
+            f"{candidate['rows_per_second']:.0f}" if candidate["rows_per_second"] else "-",
+            "-" if candidate["agreement"] is None else f"{candidate['agreement']:.1%}",
+            _number(candidate["max_probability_change"]),
+            _number(candidate["max_batch_change"]),
+            f"{candidate['megabytes']:.0f}",
+            "chosen" if chosen else rich.markup.escape(candidate["reason"] or "passed"),
+        )
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    console.print(f"run {document['run_id']} on {document['num_rows']} held-out rows", markup=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        "rows/s on one thread at the best batch size; probability and batch: the largest change of a probability "
+        "against fp32 torch, and by what else is in the batch",
+        soft_wrap=True,
+    )

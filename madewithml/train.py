@@ -274,7 +274,7 @@ def fit(assignment: dict[str, Any]) -> None:
             average.update_parameters(model)
             if rank == 0:
                 assignment["queue"].put({"rows": len(batch[2]) * world})
-        val_loss, accuracy = fitting.eval_step(average.module, job.validation, batch_size=64, pad_id=job.pad_id)
+        val_loss, accuracy = fitting.eval_step(average.module, job.validation, pad_id=job.pad_id)
         metrics = {
             "epoch": epoch,
             "train_loss": sum(losses) / len(losses),
@@ -299,7 +299,11 @@ def _prepared_model(job: _Job, *, threads: int) -> Any:
     if encoder.sha256 != job.encoder["sha256"]:
         msg = f"encoder {encoder.name!r} differs between machines of the cluster"
         raise errors.InputError(msg)
-    return models.from_encoder(encoder, job.labels)
+    model = models.from_encoder(encoder, job.labels)
+    last = models.classifier_layer(model, len(job.labels))
+    if last is not None:
+        fitting.start_head(model, last, job.train, job.parameters, job.pad_id)
+    return model
 
 
 def _report(metrics: dict[str, float], model: Any) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import typer.main
 
-from madewithml import __version__, checkpoint, cli, engines, predict, runs, serve
+from madewithml import __version__, checkpoint, cli, host, predict, runs, serve
 from tests.conftest import EXPERIMENT, LABELS
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -596,7 +596,7 @@ class TestServe:
         [
             ((), "run_on_ray", 1),
             (("--replicas", "3"), "run_on_ray", 3),
-            (("--replicas", "auto"), "run_on_ray", engines.available_cores()),
+            (("--replicas", "auto"), "run_on_ray", host.available_cores()),
             (("--local",), "run_locally", 1),
             (("--local", "--workers", "2"), "run_locally", 2),
         ],

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from madewithml import checkpoint, engines, errors, tokenization
+from madewithml import checkpoint, engines, errors, host, tokenization
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_torch_uses_the_threads_it_is_given(found: checkpoint.Checkpoint) -> Non
 def test_without_a_number_torch_uses_every_core(found: checkpoint.Checkpoint) -> None:
     try:
         engines.load(found, name="torch")
-        assert torch.get_num_threads() == engines.available_cores()
+        assert torch.get_num_threads() == host.available_cores()
     finally:
         torch.set_num_threads(1)
 
@@ -56,15 +55,3 @@ def test_without_a_number_torch_uses_every_core(found: checkpoint.Checkpoint) ->
 def test_an_unknown_engine_is_refused_with_the_known_ones(found: checkpoint.Checkpoint) -> None:
     with pytest.raises(errors.UsageError, match=r"^no engine 'tensorrt': choose from auto, torch"):
         engines.load(found, name="tensorrt")
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the platform has no affinity")
-def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 3, 5})
-    assert engines.available_cores() == 3
-
-
-def test_without_affinity_cores_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert engines.available_cores() == 6

@@ -24,14 +24,16 @@ ROWS = [
     ["serve"],
     ["serving"],
     ["train", "evaluate", "importing", "bulk", "certify", "certifying", "report", "optimize", "pyfunc"],
-    ["packing", "fitting", "certificate", "refusal", "pictures"],
+    ["packing", "fitting", "certificate", "refusal", "pictures", "exporting", "speed"],
     ["predict"],
     ["runs"],
+    ["fidelity"],
     ["engines", "decision"],
     ["metrics", "selective", "risk_control", "calibration"],
     ["checkpoint"],
     ["data", "models", "encoders", "tokenization", "texts"],
-    ["cluster", "progress", "config", "tables"],
+    ["engine_report"],
+    ["cluster", "progress", "config", "tables", "host"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROWS) for name in names}

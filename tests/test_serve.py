@@ -121,7 +121,7 @@ class TestServePlan:
     def test_the_cores_are_shared_among_the_replicas(
         self, free, checkpoint_folder, monkeypatch, cores, replicas, threads
     ):
-        monkeypatch.setattr(serve.engines, "available_cores", lambda: cores)
+        monkeypatch.setattr(serve.host, "available_cores", lambda: cores)
 
         assert threads == plan(free, checkpoint_folder=checkpoint_folder, replicas=replicas).threads
 

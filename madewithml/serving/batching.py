@@ -1,20 +1,28 @@
 """The queue between the event loop and the engine.
 
-    submit(rows) -> pending rows -> the engine's thread: one batch at a time -> answers to each call
+    submit(rows) -> waiting rows, by rank and by length -> the engine's thread, a batch at a time -> each call's answers
 
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
-A batch is the row that has waited longest with those most like it in length, so padding stays small and nothing
-starves. A call past its deadline is answered 504 and never computed; a cancelled call is dropped; when the queue is
-full the call is refused at once.
+The engine's thread takes its batches itself, so it never waits for a busy event loop.
+
+A batch is the row whose turn it is, with its neighbours in length until the padded tokens reach the budget at which
+this engine is cheapest a row. Turns go by rank: the time a row came, plus a little for each row of the same call
+before it, so that a call of a thousand rows does not hold up one of a single row. Every batch holds the row of the
+lowest rank, so none starves.
+
+A call past its deadline is answered 504 at that moment, and its rows are never computed; the same goes for one whose
+client has gone. When the queue is full a call is refused at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import bisect
 import heapq
+import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +30,13 @@ from madewithml import errors
 
 Answer = dict[str, Any]
 Compute = Callable[[Sequence[Any]], list[Answer]]
+Departure = Callable[[], Awaitable[None]]
+
+# A client is only watched once its call has waited this long: watching costs more than most calls wait.
+WATCH_AFTER_S = 0.1
+# Rows of one call take turns as if they came this many times slower than the engine computes.
+PACE = 2.0
+WORK, STOP = "work", "stop"
 
 
 class Row(Protocol):
@@ -37,14 +52,24 @@ class Row(Protocol):
 class _Call:
     """One call's rows on their way: the answers that are there, and who waits for them."""
 
+    deadline: float
+    departure: Departure | None
     answers: list[Answer | None]
     missing: int
-    deadline: float
+    rows: list[_Waiting] = field(default_factory=list)
     done: asyncio.Future[list[Answer]] = field(default_factory=asyncio.Future)
+    timer: asyncio.TimerHandle | None = None
+    watcher: asyncio.Future[None] | None = None
 
     def fail(self, err: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(err)
+
+    def close(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.watcher is not None:
+            self.watcher.cancel()
 
 
 @dataclass(eq=False)
@@ -54,10 +79,8 @@ class _Waiting:
     row: Row
     call: _Call
     index: int
-
-    @property
-    def length(self) -> int:
-        return len(self.row.ids)
+    place: tuple[int, int]  # length and number: its place among the rows by length
+    queued: bool = True
 
 
 class Batcher:
@@ -66,86 +89,174 @@ class Batcher:
     Args:
         compute: Called in the engine's thread with the rows of one batch; gives one answer per row.
         max_batch_size: Rows in a batch.
+        max_batch_tokens: Padded tokens in a batch: longest row times rows. A longer row goes alone.
         max_queue_rows: Rows that may wait.
     """
 
-    def __init__(self, compute: Compute, *, max_batch_size: int, max_queue_rows: int) -> None:
+    def __init__(self, compute: Compute, *, max_batch_size: int, max_batch_tokens: int, max_queue_rows: int) -> None:
         self._compute = compute
         self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max_batch_tokens
         self._max_queue_rows = max_queue_rows
-        self._pending: list[_Waiting] = []
-        self._engine = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._runner: asyncio.Task[None] | None = None
-        self._batch_seconds = 0.05  # guess until the first batch was timed
+        self._lock = threading.Lock()
+        self._by_rank: list[tuple[float, int, _Waiting]] = []  # a heap; rows that have left it otherwise stay behind
+        self._by_length: list[tuple[tuple[int, int], _Waiting]] = []  # sorted
+        self._number = 0
+        self._idle = True
+        self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._engine: threading.Thread | None = None
+        self._calls: set[_Call] = set()
+        self._row_seconds = 0.005  # guess until the first batch was timed
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
-        return len(self._pending)
+        return len(self._by_length)
 
-    async def submit(self, rows: Sequence[Row], *, timeout_s: float) -> list[Answer]:
+    async def submit(
+        self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None
+    ) -> list[Answer]:
         """Queue a call's rows and wait for their answers.
+
+        Args:
+            rows: The rows.
+            timeout_s: Seconds they may take.
+            departure: Awaited, where the call waits long, to learn that its client has gone.
 
         Raises:
             OverloadedError: The queue has no room.
-            DeadlineExceededError: The rows waited longer than `timeout_s`.
+            DeadlineExceededError: The rows took longer than `timeout_s`.
+            ClientGoneError: The client has gone.
         """
-        if self._pending and len(self._pending) + len(rows) > self._max_queue_rows:
-            batches = len(self._pending) / self._max_batch_size
-            msg = f"{len(self._pending)} rows are waiting, at most {self._max_queue_rows} may: try again later"
-            raise errors.OverloadedError(msg, retry_after_s=batches * self._batch_seconds)
-        call = _Call([None] * len(rows), len(rows), time.monotonic() + timeout_s)
-        self._pending.extend(_Waiting(row, call, index) for index, row in enumerate(rows))
-        if self._runner is None or self._runner.done():
-            self._runner = asyncio.get_running_loop().create_task(self._run())
-        return await call.done
-
-    async def _run(self) -> None:
-        """Feed the engine until nothing waits."""
+        if self._by_length and len(self._by_length) + len(rows) > self._max_queue_rows:
+            msg = f"{len(self._by_length)} rows are waiting, at most {self._max_queue_rows} may: try again later"
+            raise errors.OverloadedError(msg, retry_after_s=len(self._by_length) * self._row_seconds)
         loop = asyncio.get_running_loop()
-        while batch := self._take():
+        call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
+        call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
+        self._calls.add(call)
+        self._queue(call, rows, loop)
+        try:
+            return await call.done
+        finally:
+            self._calls.discard(call)
+            call.close()
+            if call.missing:  # failed, cancelled or late
+                self._withdraw(call)
+
+    def _queue(self, call: _Call, rows: Sequence[Row], loop: asyncio.AbstractEventLoop) -> None:
+        rank, step = time.monotonic(), self._row_seconds * PACE
+        with self._lock:
+            for index, row in enumerate(rows):
+                self._number += 1
+                waiting = _Waiting(row, call, index, (len(row.ids), self._number))
+                call.rows.append(waiting)
+                heapq.heappush(self._by_rank, (rank + index * step, self._number, waiting))
+                bisect.insort(self._by_length, (waiting.place, waiting))
+            wake, self._idle = self._idle, False
+        if self._engine is None:
+            self._engine = threading.Thread(target=self._run, args=(loop,), name="engine", daemon=True)
+            self._engine.start()
+        elif wake:
+            self._wake.put(WORK)
+
+    def _attend(self, call: _Call) -> None:
+        """Look after a call that waits long: past its deadline it fails, and its client's leaving is noticed."""
+        if call.done.done():
+            return
+        left = call.deadline - time.monotonic()
+        if left <= 0:
+            call.fail(errors.DeadlineExceededError("the request took longer than it may and was given up"))
+            return
+        call.timer = asyncio.get_running_loop().call_later(left, self._attend, call)
+        if call.departure is not None and call.watcher is None:
+            call.watcher = asyncio.ensure_future(self._watch(call, call.departure))
+
+    @staticmethod
+    async def _watch(call: _Call, departure: Departure) -> None:
+        await departure()
+        call.fail(errors.ClientGoneError("the client closed the connection before its answer was there"))
+
+    def _withdraw(self, call: _Call) -> None:
+        with self._lock:
+            for waiting in call.rows:
+                if waiting.queued:
+                    self._remove(waiting)
+
+    def _remove(self, waiting: _Waiting) -> None:
+        waiting.queued = False
+        del self._by_length[bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])]
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The engine's thread: batch after batch until it is told to stop."""
+        while True:
+            batch = self._take()
+            if not batch:
+                if self._wake.get() == STOP:
+                    return
+                continue
             started = time.monotonic()
             try:
-                answers = await loop.run_in_executor(self._engine, self._compute, [waiting.row for waiting in batch])
-                self._deliver(batch, answers)
-            except Exception as err:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
-                for row in batch:
-                    row.call.fail(err)
-                continue
-            self._batch_seconds += 0.1 * (time.monotonic() - started - self._batch_seconds)
+                answers, err = self._compute([waiting.row for waiting in batch]), None
+            except Exception as caught:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
+                answers, err = [], caught
+                for call in {waiting.call for waiting in batch}:
+                    self._withdraw(call)  # now: told by the event loop it would compute the rest of them first
+            self._row_seconds += 0.1 * ((time.monotonic() - started) / len(batch) - self._row_seconds)
+            try:
+                loop.call_soon_threadsafe(self._deliver, batch, answers, err)
+            except RuntimeError:  # the loop has closed: nobody waits any more
+                return
 
     def _take(self) -> list[_Waiting]:
-        """The next batch: the oldest row and those most like it in length. Empty when nothing waits."""
-        now = time.monotonic()
-        alive = []
-        for row in self._pending:
-            if row.call.done.done():
-                continue
-            if row.call.deadline < now:
-                row.call.fail(errors.DeadlineExceededError("the request waited past its deadline and was not computed"))
-                continue
-            alive.append(row)
-        if not alive:
-            self._pending = []
+        """The next batch; empty when nothing waits, and the engine then counts as idle."""
+        with self._lock:
+            while self._by_rank:
+                _, _, first = heapq.heappop(self._by_rank)
+                if first.queued:
+                    return self._with_neighbours(first)
+            self._idle = True
             return []
-        oldest = alive[0].length
-        batch = heapq.nsmallest(self._max_batch_size, alive, key=lambda row: abs(row.length - oldest))
-        chosen = set(map(id, batch))
-        self._pending = [row for row in alive if id(row) not in chosen]
+
+    def _with_neighbours(self, first: _Waiting) -> list[_Waiting]:
+        """The row whose turn it is, and those next to it in length for as long as the batch stays within its budget."""
+        ordered = self._by_length
+        low = bisect.bisect_left(ordered, first.place, key=lambda entry: entry[0])
+        high, own = low + 1, first.place[0]
+        while high - low < self._max_batch_size:
+            shorter = own - ordered[low - 1][0][0] if low > 0 else None
+            longer = ordered[high][0][0] - own if high < len(ordered) else None
+            if shorter is None and longer is None:
+                break
+            goes_up = shorter is None or (longer is not None and longer <= shorter)
+            longest = ordered[high if goes_up else high - 1][0][0]
+            if longest * (high - low + 1) > self._max_batch_tokens:
+                break
+            low, high = (low, high + 1) if goes_up else (low - 1, high)
+        batch = [waiting for _, waiting in ordered[low:high]]
+        del ordered[low:high]
+        for waiting in batch:
+            waiting.queued = False
         return batch
 
     @staticmethod
-    def _deliver(batch: Sequence[_Waiting], answers: Sequence[Answer]) -> None:
-        # All paired before the first is handed over: with one answer too few, nobody gets another's.
-        for row, answer in list(zip(batch, answers, strict=True)):
-            call = row.call
-            call.answers[row.index] = answer
+    def _deliver(batch: Sequence[_Waiting], answers: Sequence[Answer], err: BaseException | None) -> None:
+        if err is None and len(answers) != len(batch):  # then nobody may get another's
+            err = RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} rows")
+        for index, waiting in enumerate(batch):
+            call = waiting.call
+            if err is not None:
+                call.fail(err)
+                continue
+            call.answers[waiting.index] = answers[index]
             call.missing -= 1
             if not call.missing and not call.done.done():
                 call.done.set_result(call.answers)  # type: ignore[arg-type]
 
     async def drain(self) -> None:
         """Wait until everything that was accepted is answered, then let the engine's thread go."""
-        while self._runner is not None and not self._runner.done():
-            await asyncio.wait([self._runner])
-        self._engine.shutdown(wait=False)
+        while self._calls:
+            await asyncio.wait([call.done for call in self._calls])
+            await asyncio.sleep(0)  # the calls that waited take their answers and leave
+        if self._engine is not None:
+            self._wake.put(STOP)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from madewithml import config, engines, errors, predict
+from madewithml import config, errors, host, predict
 from madewithml.serving import app, service
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class ModelDeployment:
         threads: int | None = None,
     ) -> None:
         folder = Path(checkpoint) if checkpoint else predict.get_best_checkpoint(run_id)
-        predictor = predict.TorchPredictor.from_checkpoint(
-            folder, threshold=threshold, threads=threads or engines.available_cores()
-        )
         found = config.Settings.model_construct(**settings) if settings else config.load()
+        predictor = predict.TorchPredictor.from_checkpoint(
+            folder, engine=found.engine, threshold=threshold, threads=threads or host.available_cores()
+        )
         self.service = service.Service(predictor, run_id=run_id, settings=found)
         self.service.warm_up()
 

@@ -43,7 +43,7 @@ def _app() -> FastAPI:
     plan: dict[str, Any] = json.loads(os.environ[PLAN_VARIABLE])
     settings = config.Settings.model_construct(**plan["settings"])
     predictor = predict.TorchPredictor.from_checkpoint(
-        plan["checkpoint"], threshold=plan["threshold"], threads=plan["threads"]
+        plan["checkpoint"], engine=settings.engine, threshold=plan["threshold"], threads=plan["threads"]
     )
     kitchen = service.Service(predictor, run_id=plan["run_id"], settings=settings)
     kitchen.warm_up()

@@ -35,6 +35,11 @@ def install(app: FastAPI) -> None:
 
 async def _on_own(request: Request, err: Exception) -> Response:
     assert isinstance(err, errors.MadeWithMLError)  # registered for this class
+    return of_error(request, err)
+
+
+def of_error(request: Request, err: errors.MadeWithMLError) -> Response:
+    """The problem document of an error of ours."""
     if err.status >= 500 and not isinstance(err, errors.RequestError):
         logger.error("%s: %s", err.code, err.message)
     extra: dict[str, Any] = {}

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
+# Tokens of a short description: sizes the batches of an engine whose costs were not measured.
+TYPICAL_LENGTH = 32
 
 
 class Order(NamedTuple):
@@ -51,7 +53,10 @@ class Service:
         self.schema = schemas.RequestSchema(metadata.text_fields, max_rows=settings.max_rows)
         self.ready = False
         self._batcher = batching.Batcher(
-            self._compute, max_batch_size=settings.max_batch_size, max_queue_rows=settings.max_queue_rows
+            self._compute,
+            max_batch_size=settings.max_batch_size,
+            max_batch_tokens=predictor.batch_tokens or settings.max_batch_size * TYPICAL_LENGTH,
+            max_queue_rows=settings.max_queue_rows,
         )
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
         self._evaluating = asyncio.Lock()
@@ -63,9 +68,10 @@ class Service:
             CheckpointError: The golden rows do not come out as recorded.
         """
         difference = self.predictor.check_golden()
-        example = self.predictor.texts([self.schema.example()])
+        example = self.predictor.tokenizer.encode(self.predictor.texts([self.schema.example()]))
+        order = Order(example[0].ids, truncated=False, policy=self.predictor.policy)
         for size in (1, self.settings.max_batch_size):
-            self.predictor.predict_texts(example * size)
+            self._compute([order] * size)
         logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
         self.ready = True
 
@@ -75,18 +81,21 @@ class Service:
         *,
         policy: decision.DecisionPolicy | None = None,
         timeout_s: float | None = None,
+        departure: batching.Departure | None = None,
     ) -> list[dict[str, Any]]:
         """One answer per row.
 
         Args:
             rows: The rows.
             policy: Decides on these rows; None takes the predictor's own.
-            timeout_s: Seconds they may wait; None takes the configured ones.
+            timeout_s: Seconds they may take; None takes the configured ones.
+            departure: Awaited to learn that the client has gone; its rows are then not computed.
 
         Raises:
             NotReadyError: The service is starting or stopping.
             OverloadedError: The queue is full.
-            DeadlineExceededError: The rows waited too long.
+            DeadlineExceededError: The rows took too long.
+            ClientGoneError: The client has gone.
         """
         if not self.ready:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
@@ -94,11 +103,14 @@ class Service:
         tokens = await self._tokenise(inputs)
         chosen = policy or self.predictor.policy
         orders = [Order(row.ids, row.truncated, chosen) for row in tokens]
-        return await self._batcher.submit(orders, timeout_s=timeout_s or self.settings.request_timeout_s)
+        return await self._batcher.submit(
+            orders, timeout_s=timeout_s or self.settings.request_timeout_s, departure=departure
+        )
 
     def _compute(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
         """One batch through the engine, then each row under its own policy: one pass for those that share it."""
-        logits = self.predictor.logits([order.ids for order in orders])
+        ids, mask = tokenization.pad([order.ids for order in orders], pad_id=self.predictor.tokenizer.pad_id)
+        logits = self.predictor.engine.logits(ids, mask)
         try:
             return self._decide(logits, orders)
         except errors.InputError as err:  # no caller's fault: the engine gave logits that cannot be decided on

@@ -1,0 +1,295 @@
+"""Optimising a run: every engine and precision is tried on this host, and the fastest faithful one is kept.
+
+    checkpoint -> graphs -> each candidate: logits of held-out rows -> gate (`fidelity`) -> speed -> engines/report.json
+
+Held-out rows are those of the run that it was not fitted on, or a file. Torch in fp32 is the reference and always
+passes, so there is always an engine to serve with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from madewithml import (
+    certifying,
+    checkpoint,
+    config,
+    data,
+    encoders,
+    engine_report,
+    engines,
+    errors,
+    exporting,
+    fidelity,
+    host,
+    predict,
+    progress,
+    runs,
+    speed,
+    tokenization,
+)
+
+logger = logging.getLogger(__name__)
+
+FP32_GRAPH, DYNAMIC_GRAPH, STATIC_GRAPH = "model.onnx", "model-int8-dynamic.onnx", "model-int8.onnx"
+CANDIDATES = (
+    engine_report.Candidate("torch", "fp32", None),
+    engine_report.Candidate("onnxruntime", "fp32", FP32_GRAPH),
+    engine_report.Candidate("onnxruntime", "int8-dynamic", DYNAMIC_GRAPH),
+    engine_report.Candidate("onnxruntime", "int8", STATIC_GRAPH),
+    engine_report.Candidate("openvino", "fp32", FP32_GRAPH),
+    engine_report.Candidate("openvino", "bf16", FP32_GRAPH),
+    engine_report.Candidate("openvino", "int8", STATIC_GRAPH),
+)
+LIBRARIES = ("torch", "onnxruntime", "openvino")
+HELD_OUT = ("calibration", "test", "validation")
+ROWS_FOR_SCALES = 64  # of static int8
+ROWS_IN_OTHER_COMPANY = 32
+SPEED_ROUNDS = 3
+SPEED_BATCHES = {1: 24, 8: 6, 32: 2}
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """What is to be optimised.
+
+    Attributes:
+        run_id: The run.
+        dataset_loc: Labelled rows the model was not fitted on; None takes the run's own held-out rows.
+        label_field: Column with the label, in `dataset_loc`.
+    """
+
+    run_id: str
+    dataset_loc: str | None = None
+    label_field: str = "tag"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What every candidate is tried on."""
+
+    predictor: predict.Predictor
+    tokens: list[list[int]]
+    reference: fidelity.Logits
+    certify_rows: fidelity.CertifyRows | None
+    workload: speed.Workload
+
+    @property
+    def source(self) -> checkpoint.Checkpoint:
+        return self.predictor.checkpoint
+
+
+def optimize_run(options: OptimizeOptions, settings: config.Settings) -> dict[str, Any]:
+    """Try every engine on a run's best checkpoint and record the fastest faithful one in it.
+
+    Returns:
+        The document of `madewithml optimize`: the run's id and the engine report.
+
+    Raises:
+        NotFoundError: No such run, or it recorded no held-out rows and no file was given.
+        InputError: The file cannot be used.
+    """
+    store = runs.connect(settings)
+    predictor = predict.TorchPredictor.from_checkpoint(store.best_checkpoint(options.run_id))
+    trial = _trial(options, store, predictor)
+    folder = predictor.checkpoint.engines_folder
+    folder.mkdir(exist_ok=True)
+    with progress.track("optimising", total=len(CANDIDATES) + 2) as bar:
+        failed = _write_graphs(trial, folder)
+        bar.advance(1, "graphs exported")
+        tried = []
+        for candidate in CANDIDATES:
+            tried.append(_try(candidate, trial, failed))
+            bar.advance(1, f"{candidate.name}: {tried[-1].reason or 'passed'}")
+        report = _report(_with_speeds(tried, trial), trial)
+        bar.advance(1, f"chosen: {report.chosen.name}")
+    _tidy(folder, keep=set(report.files))
+    _record(store, options.run_id, predictor.checkpoint, report)
+    document = {"run_id": options.run_id, **report.to_dict()}
+    store.log_json(options.run_id, document, "optimization.json")
+    return document
+
+
+def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predictor) -> _Trial:
+    rows = _held_out(options, store, predictor)
+    certify_rows = _certify_rows(rows, predictor)
+    texts = [text for part in rows for text in part.texts]
+    tokens = [encoded.ids for encoded in predictor.tokenizer.encode(texts)]
+    logger.info("judging engines on %d held-out rows", len(tokens))
+    return _Trial(
+        predictor,
+        tokens,
+        predictor.logits(tokens),
+        certify_rows,
+        speed.Workload.of(tokens, pad_id=predictor.tokenizer.pad_id),
+    )
+
+
+def _held_out(options: OptimizeOptions, store: runs.Store, predictor: predict.Predictor) -> list[data.LabelledText]:
+    """Rows the model was not fitted on, those that certificates rest on first."""
+    if options.dataset_loc is not None:
+        fields = predictor.checkpoint.metadata.text_fields
+        rows = data.read_labelled(options.dataset_loc, text_fields=fields, label_field=options.label_field)
+        data.require_known_labels(rows.labels, predictor.classes, dataset=options.dataset_loc)
+        certifying.refuse_fitted_rows(rows, store, options.run_id, dataset=options.dataset_loc)
+        return [rows]
+    recorded = store.recorded_hashes(options.run_id) or {}
+    found = [store.recorded_rows(options.run_id, part) for part in HELD_OUT if recorded.get(part)]
+    if not found:
+        msg = f"run {options.run_id!r} recorded no held-out rows to judge engines on: give a file with --dataset-loc"
+        raise errors.NotFoundError(msg)
+    return found
+
+
+def _certify_rows(parts: list[data.LabelledText], predictor: predict.Predictor) -> fidelity.CertifyRows | None:
+    """Where among the rows those of the certificate are; None if they are not there."""
+    document = predictor.policy.certificates or {}
+    first = 0
+    for part in parts:
+        if part.sha256 == document.get("data_sha256"):
+            certifies = certifying.certify_mask(document, len(part))
+            truth = predictor.label_indices(part.labels)
+            return fidelity.CertifyRows(first + np.flatnonzero(certifies), truth[certifies])
+        first += len(part)
+    return None
+
+
+def _write_graphs(trial: _Trial, folder: Path) -> dict[str, str]:
+    """Write all graphs; returns why those that failed did."""
+    rows = trial.tokens[:: max(1, len(trial.tokens) // ROWS_FOR_SCALES)]
+    pad_id = trial.predictor.tokenizer.pad_id
+    graph = folder / FP32_GRAPH
+    writers: dict[str, Callable[[], None]] = {
+        FP32_GRAPH: lambda: exporting.export(trial.source, graph),
+        DYNAMIC_GRAPH: lambda: exporting.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
+        STATIC_GRAPH: lambda: exporting.quantise_static(graph, folder / STATIC_GRAPH, rows=rows, pad_id=pad_id),
+    }
+    outcomes = {name: _failure(write) for name, write in writers.items()}
+    return {name: reason for name, reason in outcomes.items() if reason is not None}
+
+
+def _failure(write: Callable[[], None]) -> str | None:
+    """Why it failed; None if it did not."""
+    try:
+        write()
+    except Exception as err:  # noqa: BLE001 - exporters raise every kind; the candidate is rejected with the reason
+        return _first_line(err)
+    return None
+
+
+def _try(candidate: engine_report.Candidate, trial: _Trial, failed: dict[str, str]) -> engine_report.Candidate:
+    """The candidate with its fidelity, or with the reason why it could not be tried."""
+    if not engines.installed(candidate.engine):
+        return dataclasses.replace(candidate, reason=f"{candidate.engine} is not installed")
+    if candidate.file in failed:
+        return dataclasses.replace(candidate, reason=f"no graph: {failed[str(candidate.file)]}")
+    try:
+        return _judged(candidate, _build(candidate, trial), trial)
+    except Exception as err:  # noqa: BLE001 - what an engine raises on a graph it cannot run; the reason is reported
+        return dataclasses.replace(candidate, reason=f"it fails here: {_first_line(err)}")
+
+
+def _build(candidate: engine_report.Candidate, trial: _Trial) -> engines.Engine:
+    choice = engines.Choice(candidate.engine, candidate.precision, candidate.file, None)
+    return engines.build(trial.source, choice, threads=1)
+
+
+def _judged(candidate: engine_report.Candidate, engine: engines.Engine, trial: _Trial) -> engine_report.Candidate:
+    own = dataclasses.replace(trial.predictor, engine=engine).logits(trial.tokens)
+    policy = trial.predictor.policy
+    found = fidelity.compare(
+        trial.reference, own, alone=_in_other_company(engine, trial), temperature=policy.temperature
+    )
+    reason = fidelity.fault(found) or fidelity.certificate_fault(policy, own, trial.certify_rows)
+    weights = trial.source.folder / "model.safetensors"
+    size = (trial.source.engines_folder / candidate.file if candidate.file else weights).stat().st_size
+    speeds = _speeds(engine, trial)
+    return dataclasses.replace(
+        candidate,
+        **found._asdict(),
+        **_speed_fields([speeds]),
+        megabytes=round(size / 1e6, 1),
+        passed=reason is None,
+        reason=reason,
+    )
+
+
+def _in_other_company(engine: engines.Engine, trial: _Trial) -> dict[int, fidelity.Logits]:
+    """Logits of some rows, each computed alone, and in one batch with rows of every length."""
+    chosen = np.random.default_rng(0).permutation(len(trial.tokens))[:ROWS_IN_OTHER_COMPANY].tolist()
+    pad_id = trial.predictor.tokenizer.pad_id
+    mixed = engine.logits(*tokenization.pad([trial.tokens[i] for i in chosen], pad_id=pad_id))
+    alone = (engine.logits(*tokenization.pad([trial.tokens[i]], pad_id=pad_id))[0] for i in chosen)
+    return {i: np.stack(both) for i, *both in zip(chosen, mixed, alone, strict=True)}
+
+
+def _speeds(engine: engines.Engine, trial: _Trial) -> dict[int, float]:
+    return {
+        size: speed.rows_per_second(engine, trial.workload, size=size, batches=count)
+        for size, count in SPEED_BATCHES.items()
+    }
+
+
+def _speed_fields(rounds: list[dict[int, float]]) -> dict[str, Any]:
+    by_batch = {str(size): round(statistics.median(r[size] for r in rounds), 1) for size in SPEED_BATCHES}
+    return {"rows_per_second_by_batch": by_batch, "rows_per_second": max(by_batch.values())}
+
+
+def _with_speeds(tried: list[engine_report.Candidate], trial: _Trial) -> list[engine_report.Candidate]:
+    """The candidates with those that passed measured again, turn by turn, so that a slow moment hits all alike."""
+    built = {candidate.name: _build(candidate, trial) for candidate in tried if candidate.passed}
+    rounds: dict[str, list[dict[int, float]]] = {name: [] for name in built}
+    for _ in range(SPEED_ROUNDS):
+        for name, engine in built.items():
+            rounds[name].append(_speeds(engine, trial))
+    measured = [
+        dataclasses.replace(candidate, **_speed_fields(rounds[candidate.name])) if candidate.passed else candidate
+        for candidate in tried
+    ]
+    return sorted(measured, key=lambda candidate: -candidate.rows_per_second)
+
+
+def _report(candidates: list[engine_report.Candidate], trial: _Trial) -> engine_report.EngineReport:
+    chosen = next(candidate for candidate in candidates if candidate.passed)
+    kept = {candidate.file for candidate in candidates if candidate.passed and candidate.file}
+    folder = trial.source.engines_folder
+    return engine_report.EngineReport(
+        engine=chosen.engine,
+        precision=chosen.precision,
+        file=chosen.file,
+        candidates=tuple(candidates),
+        costs=tuple(speed.batch_costs(_build(chosen, trial), trial.workload)),
+        num_rows=len(trial.tokens),
+        weights_sha256=trial.source.weights_sha256,
+        files={name: encoders.file_sha256(folder / name) for name in sorted(kept)},
+        host=host.traits(),
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES if engines.installed(name)},
+        date=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _tidy(folder: Path, *, keep: set[str]) -> None:
+    """Remove the graphs that no admitted engine runs."""
+    for path in folder.glob("*.onnx"):
+        if path.name not in keep:
+            path.unlink()
+
+
+def _record(store: runs.Store, run_id: str, source: checkpoint.Checkpoint, report: engine_report.EngineReport) -> None:
+    for name in report.files:
+        store.add_to_checkpoint(run_id, source.engines_folder / name, folder=checkpoint.ENGINES)
+    store.add_to_checkpoint(run_id, source.write_engines(report), folder=checkpoint.ENGINES)
+
+
+def _first_line(err: BaseException) -> str:
+    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)[:200]

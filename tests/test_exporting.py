@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from madewithml import checkpoint, engines, errors, exporting, tokenization
+
+ROWS = [[2, 50, 60, 3], [2, 70, 3], [2, *range(50, 90), 3]]
+
+
+@pytest.fixture(scope="module")
+def found(checkpoint_folder: Path) -> checkpoint.Checkpoint:
+    return checkpoint.read(checkpoint_folder)
+
+
+@pytest.fixture(scope="module")
+def graph(found: checkpoint.Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graphs") / "model.onnx"
+    exporting.export(found, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(found: checkpoint.Checkpoint) -> npt.NDArray[np.float32]:
+    return engines.load(found, name="torch", threads=1).logits(*tokenization.pad(ROWS, pad_id=0))
+
+
+def test_the_graph_gives_the_logits_of_torch_for_any_number_of_rows_and_any_length(
+    graph: Path, expected: npt.NDArray[np.float32]
+) -> None:
+    engine = engines.OnnxRuntimeEngine(graph, precision="fp32", threads=1)
+    np.testing.assert_allclose(engine.logits(*tokenization.pad(ROWS, pad_id=0)), expected, atol=1e-5)
+    for row, logits in zip(ROWS, expected, strict=True):
+        np.testing.assert_allclose(engine.logits(*tokenization.pad([row], pad_id=0))[0], logits, atol=1e-5)
+
+
+def test_openvino_gives_the_same_from_the_same_graph(graph: Path, expected: npt.NDArray[np.float32]) -> None:
+    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1)
+    actual = engine.logits(*tokenization.pad(ROWS, pad_id=0))
+    assert (actual.dtype, actual.shape) == (np.float32, expected.shape)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_an_answer_of_openvino_is_not_overwritten_by_the_next(graph: Path) -> None:
+    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1)
+    first = engine.logits(*tokenization.pad(ROWS[:1], pad_id=0))
+    kept = first.copy()
+    engine.logits(*tokenization.pad(ROWS[1:2], pad_id=0))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_of_the_last_layer_only_the_first_token_is_computed(graph: Path) -> None:
+    """Keys and values are of every token, the query of one."""
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(str(graph)))
+    shapes = {
+        info.name: [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim]
+        for info in inferred.graph.value_info
+    }
+    last = [node for node in inferred.graph.node if "layer.1" in node.name and node.op_type == "MatMul"]
+    by_name = {node.name.split("/")[-2]: shapes.get(node.output[0]) for node in last}
+    assert [by_name[name][1] for name in ("query", "key")] == [1, "length"]
+
+
+def test_weights_of_both_int8_graphs_are_int8(graph: Path, tmp_path: Path, expected: npt.NDArray[np.float32]) -> None:
+    dynamic, static = tmp_path / "dynamic.onnx", tmp_path / "static.onnx"
+    exporting.quantise_dynamic(graph, dynamic)
+    exporting.quantise_static(graph, static, rows=ROWS, pad_id=0)
+    for path in (dynamic, static):
+        kinds = {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer}
+        assert onnx.TensorProto.INT8 in kinds
+        logits = engines.OnnxRuntimeEngine(path, precision="int8", threads=1).logits(*tokenization.pad(ROWS, pad_id=0))
+        np.testing.assert_allclose(logits, expected, atol=0.5)
+
+
+def test_with_fixed_scales_an_answer_does_not_depend_on_its_batch(graph: Path, tmp_path: Path) -> None:
+    static = tmp_path / "static.onnx"
+    exporting.quantise_static(graph, static, rows=ROWS, pad_id=0)
+    engine = engines.OnnxRuntimeEngine(static, precision="int8", threads=1)
+    together = engine.logits(*tokenization.pad(ROWS, pad_id=0))
+    alone = [engine.logits(*tokenization.pad([row], pad_id=0))[0] for row in ROWS]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
+
+
+def test_a_model_that_cannot_be_exported_is_an_error_that_says_so(
+    found: checkpoint.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("no symbolic for aten::strange\nmore")
+
+    monkeypatch.setattr(exporting.torch.onnx, "export", broken)
+    with pytest.raises(
+        errors.InputError, match=r"^the model cannot be exported to ONNX: no symbolic for aten::strange$"
+    ):
+        exporting.export(found, tmp_path / "model.onnx")
