@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
@@ -39,6 +40,7 @@ class Hyperparameters:
         warmup_share: Share of the steps in which the rate rises.
         average_decay: Of the running average of the weights, which is what is validated and kept.
         patience: Epochs without a better validation loss before it stops.
+        freeze_embeddings: Whether the encoder's word embeddings stay as they are.
         class_weights: Whether rare classes count more in the loss.
         seed: Of everything random.
     """
@@ -51,6 +53,7 @@ class Hyperparameters:
     warmup_share: float = 0.1
     average_decay: float = 0.95
     patience: int = 3
+    freeze_embeddings: bool = True
     class_weights: bool = False
     seed: int = 0
 
@@ -64,6 +67,18 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class Validation(NamedTuple):
+    """What one look at the validation rows gave: the loss of each, float64 [n], in order of length; the accuracy."""
+
+    losses: npt.NDArray[np.float64]
+    accuracy: float
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return float(self.losses.mean())
 
 
 def batches(examples: Examples, *, batch_size: int, pad_id: int, order: Sequence[int]) -> Iterator[Batch]:
@@ -195,7 +210,7 @@ def start_head(
 
 
 @torch.inference_mode()
-def eval_step(model: nn.Module, examples: Examples, *, pad_id: int) -> tuple[float, float]:
+def eval_step(model: nn.Module, examples: Examples, *, pad_id: int) -> Validation:
     """Cross-entropy and accuracy over `examples`.
 
     The cross-entropy is that at the best temperature of at least 1. The answers will be calibrated before anyone acts
@@ -210,10 +225,11 @@ def eval_step(model: nn.Module, examples: Examples, *, pad_id: int) -> tuple[flo
     logits = torch.cat(parts).float()
     labels = torch.tensor([examples.labels[i] for i in order])
     accuracy = float((logits.argmax(dim=1) == labels).float().mean().item())
-    if not bool(logits.isfinite().all()):
-        return math.nan, accuracy
-    temperature = max(1.0, calibration.fit_temperature(logits.numpy(), labels.numpy()))
-    return float(F.cross_entropy(logits / temperature, labels).item()), accuracy
+    temperature = 1.0
+    if bool(logits.isfinite().all()):
+        temperature = max(temperature, calibration.fit_temperature(logits.numpy(), labels.numpy()))
+    losses = F.cross_entropy(logits / temperature, labels, reduction="none")
+    return Validation(losses.double().numpy(), accuracy)
 
 
 def make_optimizer(
@@ -221,7 +237,7 @@ def make_optimizer(
 ) -> tuple[optim.AdamW, optim.lr_scheduler.LambdaLR]:
     """AdamW with a faster head, and its warm-up and decay."""
     head_ids = {id(p) for p in head}
-    body = [p for p in model.parameters() if id(p) not in head_ids]
+    body = [p for p in model.parameters() if id(p) not in head_ids and p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": body, "lr": parameters.learning_rate},
         {"params": list(head), "lr": parameters.head_learning_rate},
@@ -252,19 +268,27 @@ def running_average(model: nn.Module, *, decay: float) -> optim.swa_utils.Averag
 
 @dataclass
 class EarlyStopping:
-    """Remembers the best validation loss and says when to stop."""
+    """Remembers the best validation and says which epochs to keep and when to stop.
+
+    An epoch is kept if its loss is the lowest so far, or above the lowest by no more than one standard error of the
+    difference (the rule of Breiman et al. 1984, turned to prefer the later epoch). On few validation rows such a
+    difference is chance, and the later epoch has learned at a lower rate.
+    """
 
     patience: int
-    best: float = math.inf
+    best: Validation | None = None
     epochs_without_gain: int = 0
 
-    def is_better(self, val_loss: float) -> bool:
-        """Note one epoch's validation loss; whether it is the best so far."""
-        if val_loss < self.best:
-            self.best, self.epochs_without_gain = val_loss, 0
+    def keeps(self, validation: Validation) -> bool:
+        """Note one epoch's validation; whether the epoch is to be kept instead of the one before."""
+        if math.isfinite(validation.loss) and (self.best is None or validation.loss < self.best.loss):
+            self.best, self.epochs_without_gain = validation, 0
             return True
         self.epochs_without_gain += 1
-        return False
+        if self.best is None or not math.isfinite(validation.loss):
+            return False
+        differences = validation.losses - self.best.losses
+        return float(differences.mean()) <= float(differences.std()) / math.sqrt(len(differences))
 
     @property
     def should_stop(self) -> bool:

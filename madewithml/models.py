@@ -124,6 +124,18 @@ def head_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in body]
 
 
+def freeze_embeddings(model: torch.nn.Module) -> None:
+    """Keep the embeddings as they were pretrained.
+
+    They are half of a small encoder's weights; a few hundred rows show each word a few times, so what they would learn of
+    it is chance, and words that come later would be left behind.
+    """
+    base = getattr(model, str(cast("Any", model).base_model_prefix))
+    embeddings = getattr(base, "embeddings", None) or base.get_input_embeddings()
+    for parameter in embeddings.parameters():
+        parameter.requires_grad_(requires_grad=False)
+
+
 def classifier_layer(model: torch.nn.Module, num_labels: int) -> torch.nn.Linear | None:
     """The head's last layer, which gives the logits; None if it is no plain linear one."""
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == num_labels]

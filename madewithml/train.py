@@ -3,8 +3,8 @@
     file -> data.read_labelled -> data.split -> tokens -> Ray Train workers (`fit`) -> checkpoint -> MLflow
 
 The same path serves one worker on a laptop and many on a cluster: Ray Train's `TorchTrainer` starts the workers, each
-takes its share of every batch, and the best epoch by validation loss becomes the checkpoint. The driver, which is the
-person's own process, owns the terminal and MLflow; workers report to it through a Ray queue.
+takes its share of every batch, and the best epoch by validation loss (`fitting.EarlyStopping`) becomes the checkpoint.
+The driver, which is the person's own process, owns the terminal and MLflow; workers report to it through a Ray queue.
 """
 
 from __future__ import annotations
@@ -201,9 +201,7 @@ def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch)
             run_config=ray.train.RunConfig(
                 storage_path=storage,
                 name="train",
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
-                ),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),  # the last one reported is the best
             ),
         )
         try:
@@ -274,14 +272,14 @@ def fit(assignment: dict[str, Any]) -> None:
             average.update_parameters(model)
             if rank == 0:
                 assignment["queue"].put({"rows": len(batch[2]) * world})
-        val_loss, accuracy = fitting.eval_step(average.module, job.validation, pad_id=job.pad_id)
+        validation = fitting.eval_step(average.module, job.validation, pad_id=job.pad_id)
         metrics = {
             "epoch": epoch,
             "train_loss": sum(losses) / len(losses),
-            "val_loss": val_loss,
-            "val_accuracy": accuracy,
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
         }
-        _report(metrics, average.module if stopping.is_better(val_loss) and rank == 0 else None)
+        _report(metrics, average.module if stopping.keeps(validation) and rank == 0 else None)
         if rank == 0:
             assignment["queue"].put(metrics)
         if stopping.should_stop:
@@ -300,6 +298,8 @@ def _prepared_model(job: _Job, *, threads: int) -> Any:
         msg = f"encoder {encoder.name!r} differs between machines of the cluster"
         raise errors.InputError(msg)
     model = models.from_encoder(encoder, job.labels)
+    if job.parameters.freeze_embeddings:
+        models.freeze_embeddings(model)
     last = models.classifier_layer(model, len(job.labels))
     if last is not None:
         fitting.start_head(model, last, job.train, job.parameters, job.pad_id)

@@ -113,27 +113,31 @@ def test_a_rate_whose_warm_up_is_all_there_is_stays_finite() -> None:
 def test_training_steps_lower_the_loss_and_the_accuracy_becomes_perfect(examples: fitting.Examples) -> None:
     model = Tiny()
     optimizer, schedule = fitting.make_optimizer(model, list(model.head.parameters()), PARAMETERS, total_steps=60)
-    before = fitting.eval_step(model, examples, batch_size=8, pad_id=0)
+    before = fitting.eval_step(model, examples, pad_id=0)
     for epoch in range(12):
         order = fitting.epoch_order([len(t) for t in examples.tokens], batch_size=4, seed=0, epoch=epoch)
         for batch in fitting.batches(examples, batch_size=4, pad_id=0, order=order):
             fitting.train_step(model, optimizer, batch, None)
             schedule.step()
-    after = fitting.eval_step(model, examples, batch_size=8, pad_id=0)
-    assert after[0] < before[0]
-    assert after[1] == 1.0
+    after = fitting.eval_step(model, examples, pad_id=0)
+    assert after.loss < before.loss
+    assert after.accuracy == 1.0
 
 
-def test_evaluation_does_not_depend_on_the_batch_size(examples: fitting.Examples) -> None:
-    model = Tiny()
-    losses = [fitting.eval_step(model, examples, batch_size=size, pad_id=0) for size in (1, 3, 64)]
+def test_evaluation_does_not_depend_on_the_batch_size(
+    examples: fitting.Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, losses = Tiny(), []
+    for size in (1, 3, 64):
+        monkeypatch.setattr(fitting, "EVAL_BATCH_SIZE", size)
+        losses.append(fitting.eval_step(model, examples, pad_id=0).loss)
     assert losses == [pytest.approx(losses[0], abs=1e-6)] * 3
 
 
 def test_evaluation_changes_no_weight(examples: fitting.Examples) -> None:
     model = Tiny()
     before = {name: weights.clone() for name, weights in model.state_dict().items()}
-    fitting.eval_step(model, examples, batch_size=4, pad_id=0)
+    fitting.eval_step(model, examples, pad_id=0)
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
 
 
@@ -160,7 +164,52 @@ def test_the_head_learns_at_its_own_rate_and_both_warm_up() -> None:
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
 
 
-def test_early_stopping_waits_for_its_patience_and_starts_again_after_a_gain() -> None:
+def validation(*losses: float) -> fitting.Validation:
+    return fitting.Validation(np.array(losses), accuracy=0.5)
+
+
+def test_it_stops_when_the_loss_has_not_fallen_for_as_long_as_its_patience() -> None:
     stopping = fitting.EarlyStopping(patience=2)
-    seen = [(stopping.is_better(loss), stopping.should_stop) for loss in (1.0, 1.1, 0.9, 0.9, float("nan"))]
-    assert seen == [(True, False), (False, False), (True, False), (False, False), (False, True)]
+    losses = (1.0, 1.1, 0.9, 0.9, float("nan"))
+    seen = [(stopping.keeps(validation(loss)), stopping.should_stop) for loss in losses]
+    # the same loss again is no gain, but the later epoch is kept; what is no number never is
+    assert seen == [(True, False), (False, False), (True, False), (True, False), (False, True)]
+
+
+def test_a_later_epoch_is_kept_if_it_is_worse_by_no_more_than_the_standard_error() -> None:
+    def kept(*losses: float) -> bool:
+        stopping = fitting.EarlyStopping(patience=9)
+        stopping.keeps(validation(1.0, 1.0, 1.0, 1.0))
+        return stopping.keeps(validation(*losses))
+
+    assert kept(1.5, 0.6, 1.5, 0.6)  # 0.05 worse, give or take 0.225
+    assert not kept(1.05, 1.05, 1.05, 1.06)  # no further off, and surely so
+
+
+def test_later_epochs_are_compared_with_the_best_and_not_with_the_one_kept() -> None:
+    stopping = fitting.EarlyStopping(patience=9)
+    kept = [stopping.keeps(validation(1.0 + 0.3 * i, 1.0 - 0.1 * i)) for i in range(4)]
+    assert stopping.best is not None
+    assert (kept, stopping.best.loss) == ([True] * 4, 1.0)
+
+
+def test_an_epoch_whose_loss_is_no_number_is_never_kept() -> None:
+    stopping = fitting.EarlyStopping(patience=1)
+    assert (stopping.keeps(validation(float("nan"))), stopping.should_stop) == (False, True)
+
+
+def test_the_head_starts_as_the_logistic_regression_on_what_the_encoder_gives(examples: fitting.Examples) -> None:
+    model = Tiny()
+    before = fitting.eval_step(model, examples, pad_id=0)
+    fitting.start_head(model, model.head, examples, PARAMETERS, 0)
+    after = fitting.eval_step(model, examples, pad_id=0)
+    assert after.loss < before.loss
+    assert after.accuracy >= before.accuracy
+
+
+def test_a_class_without_a_row_leaves_the_head_as_it_was(examples: fitting.Examples) -> None:
+    model = Tiny()
+    before = model.head.weight.clone()
+    one_class = fitting.Examples(examples.tokens[:3], [0, 0, 0])
+    fitting.start_head(model, model.head, one_class, PARAMETERS, 0)
+    assert torch.equal(model.head.weight, before)

@@ -152,7 +152,7 @@ def test_golden_rows_that_come_out_differently_are_refused(copied: Path) -> None
     found.write_golden(golden.texts, golden.logits + np.float32(0.01))
     with pytest.raises(
         errors.CheckpointError,
-        match=r"engine 'torch' does not reproduce the golden rows of .*: a logit is off by 0\.01.* \(at most 0\.001\)",
+        match=r"engine 'torch' \(fp32\) does not reproduce the golden rows of .*: a logit is off by 0\.01.* \(at most 0\.001\)",
     ):
         predict.TorchPredictor.from_checkpoint(copied).check_golden()
 
@@ -164,7 +164,7 @@ def test_an_engine_that_gives_nan_fails_the_golden_rows(predictor: predict.Predi
         def logits(self, ids: tokenization.Ints, _mask: tokenization.Ints) -> np.ndarray:
             return np.full((len(ids), len(LABELS)), np.nan, dtype=np.float32)
 
-    with pytest.raises(errors.CheckpointError, match=r"engine 'broken' does not reproduce .* off by nan"):
+    with pytest.raises(errors.CheckpointError, match=r"engine 'broken' \(fp32\) does not reproduce .* off by nan"):
         dataclasses.replace(predictor, engine=Broken()).check_golden()
 
 

@@ -50,7 +50,7 @@ def test_a_replica_that_cannot_use_its_model_is_told_with_its_reason(other_golde
     done = running.run("--checkpoint", other_golden, "--home", home, "--port", running.free_port())
 
     line = told(done, 1)
-    assert line.startswith("error: Ray Serve could not start the replicas: CheckpointError: engine 'torch' does not")
+    assert line.startswith("error: Ray Serve could not start the replicas: CheckpointError: engine 'torch' (fp32) does not")
     assert f"reproduce the golden rows of {str(other_golden)!r}" in line
 
 
@@ -60,7 +60,7 @@ def test_two_local_processes_that_cannot_load_their_model_give_up(other_golden, 
     )
 
     assert done.returncode == 1
-    assert "error: engine 'torch' does not reproduce the golden rows" in done.stderr
+    assert "error: engine 'torch' (fp32) does not reproduce the golden rows" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: the 2 processes could not start"
     assert "Traceback" not in done.stderr
 

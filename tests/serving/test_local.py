@@ -73,7 +73,7 @@ class TestTheApp:
 
     def test_a_model_that_does_not_compute_what_it_did_is_refused(self, hand_over, other_golden):
         hand_over(other_golden)
-        with pytest.raises(errors.CheckpointError, match="'torch' does not reproduce the golden rows"):
+        with pytest.raises(errors.CheckpointError, match=r"'torch' \(fp32\) does not reproduce the golden rows"):
             local.app_from_environment()
 
 

@@ -19,7 +19,7 @@ class TestWarmUp:
 
     def test_an_engine_that_does_not_reproduce_the_golden_rows_is_refused(self, make_service, predictor):
         kitchen = make_service(engine=ConstantEngine(predictor.engine, 3.0), ready=False)
-        with pytest.raises(errors.CheckpointError, match="'constant' does not reproduce the golden rows"):
+        with pytest.raises(errors.CheckpointError, match=r"'constant' \(fp32\) does not reproduce the golden rows"):
             kitchen.warm_up()
 
         assert kitchen.ready is False
