@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 RUN_ID ?=
+CHECKPOINT ?=
 SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
@@ -31,6 +32,8 @@ serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none y
 	    test -n "$$run_id" || exit 1; \
 	    echo "== certifying its threshold on its own calibration rows"; \
 	    $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || test $$? -eq 3 || exit 1; \
+	    echo "== finding the fastest engine on this machine"; \
+	    $(BIN)/madewithml optimize --run-id "$$run_id" || exit 1; \
 	  }; \
 	fi; \
 	test -n "$$run_id" || exit 1; \
@@ -51,10 +54,12 @@ lint: install  ## Style and docstrings
 types: install  ## mypy, strict
 	@$(BIN)/mypy
 
-bench: install  ## Measurements that need no data of yours; results under benchmarks/results
+bench: install  ## Measurements; results under benchmarks/results. CHECKPOINT=DIR adds serving beside other servers
 	@$(BIN)/python benchmarks/training.py --dataset-loc $(SAMPLE)
 	@$(BIN)/python benchmarks/decision.py
 	@$(BIN)/python benchmarks/certificates.py
+	@test -z "$(CHECKPOINT)" || { $(BIN)/python benchmarks/peers/install.py \
+	  && $(BIN)/python benchmarks/serving.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE); }
 
 docs: install  ## Check that what the documentation shows is so
 	@$(BIN)/python -m pytest -q tests/test_documentation.py

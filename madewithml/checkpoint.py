@@ -169,14 +169,14 @@ class Checkpoint:
         path.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
         return path
 
-    def verify_engine(self, report: engine_report.EngineReport, name: str) -> None:
-        """Compare a graph with the hash in the report.
+    def verify_engine(self, name: str) -> None:
+        """Compare a graph with its hash in the report.
 
         Raises:
             CheckpointError: It is missing or was changed.
         """
-        path = self.engines_folder / name
-        if not path.is_file() or encoders.file_sha256(path) != report.files.get(name):
+        report, path = self.read_engines(), self.engines_folder / name
+        if report is None or not path.is_file() or encoders.file_sha256(path) != report.files.get(name):
             msg = f"{str(path)!r} is missing or damaged: run `madewithml optimize` again, or serve with --engine torch"
             raise errors.CheckpointError(msg)
 

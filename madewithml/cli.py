@@ -164,6 +164,7 @@ def predict(
     dataset_loc: Annotated[str | None, typer.Option(help="Score this file instead of one row.")] = None,
     output_loc: Annotated[str | None, typer.Option(help="File for the scored rows.")] = None,
     threshold: Threshold = None,
+    engine: Engine = None,
     num_workers: Annotated[int | None, typer.Option(min=1, help="Predictor actors; default: one per core.")] = None,
     home: Home = None,
 ) -> None:
@@ -175,19 +176,20 @@ def predict(
     row = {name: text for name, text in given.items() if text is not None}
     if bool(row) == bool(dataset_loc) or bool(dataset_loc) != bool(output_loc):
         raise errors.UsageError("give either --title and --description, or --dataset-loc and --output-loc")
-    settings = config.load(home=home, threshold=threshold)
+    settings = config.load(home=home, threshold=threshold, engine=engine)
     folder = runs.connect(settings).best_checkpoint(run_id)
     if dataset_loc and output_loc:
         count = bulk.predict_file(
             folder,
             dataset_loc=dataset_loc,
             output_loc=output_loc,
+            engine=settings.engine,
             threshold=settings.threshold,
             num_workers=num_workers,
         )
         print(f"{count} rows written to {output_loc}")
         return
-    predictor = predict_.Predictor.from_checkpoint(folder, threshold=settings.threshold)
+    predictor = predict_.Predictor.from_checkpoint(folder, engine=settings.engine, threshold=settings.threshold)
     unknown = sorted(set(row) - set(predictor.checkpoint.metadata.text_fields))
     if unknown:
         fields = ", ".join(predictor.checkpoint.metadata.text_fields)

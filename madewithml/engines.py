@@ -155,6 +155,9 @@ class Choice(NamedTuple):
     file: str | None
     instead_of: str | None
 
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}"
+
 
 TORCH = Choice("torch", "fp32", None, None)
 
@@ -172,17 +175,27 @@ def load(source: checkpoint.Checkpoint, *, name: str = "auto", threads: int | No
         UsageError: No such engine, or it cannot run this checkpoint here.
         CheckpointError: The engine report or the graph it names is damaged.
     """
+    choice = choose(source, name)
+    if choice.instead_of:
+        logger.warning("engine %s: %s", choice, choice.instead_of)
+    if choice.file is not None:
+        source.verify_engine(choice.file)
+    return build(source, choice, threads=threads)
+
+
+def choose(source: checkpoint.Checkpoint, name: str) -> Choice:
+    """Which engine `load` would take.
+
+    Raises:
+        UsageError: No such engine, or it cannot run this checkpoint here.
+        CheckpointError: The engine report is damaged.
+    """
     if name not in NAMES:
         raise errors.UsageError(f"no engine {name!r}: choose from {', '.join(NAMES)}")
     if name == "torch":
-        return build(source, TORCH, threads=threads)
+        return TORCH
     report = source.read_engines()
-    choice = _auto(report) if name == "auto" else _named(name, report)
-    if choice.instead_of:
-        logger.warning("serving with %s %s: %s", choice.engine, choice.precision, choice.instead_of)
-    if report is not None and choice.file is not None:
-        source.verify_engine(report, choice.file)
-    return build(source, choice, threads=threads)
+    return _auto(report) if name == "auto" else _named(name, report)
 
 
 def build(source: checkpoint.Checkpoint, choice: Choice, *, threads: int | None = None) -> Engine:

@@ -127,8 +127,8 @@ def head_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def freeze_embeddings(model: torch.nn.Module) -> None:
     """Keep the embeddings as they were pretrained.
 
-    They are half of a small encoder's weights; a few hundred rows show each word a few times, so what they would learn of
-    it is chance, and words that come later would be left behind.
+    They are half of a small encoder's weights. A few hundred rows show each word a few times, so what they would learn
+    of it is chance, and words that come later would be left behind.
     """
     base = getattr(model, str(cast("Any", model).base_model_prefix))
     embeddings = getattr(base, "embeddings", None) or base.get_input_embeddings()

@@ -120,7 +120,7 @@ class ServePlan:
     @property
     def announcement(self) -> str:
         """The line that says the service is up, with a call to try."""
-        from madewithml import predict
+        from madewithml import engines, predict
         from madewithml.serving import schemas
 
         found = checkpoint.read(self.checkpoint)
@@ -129,7 +129,8 @@ class ServePlan:
         url = f"http://{self.settings.host}:{self.settings.port}"
         body = ", ".join(f'"{name}": "{text}"' for name, text in example.items())
         return (
-            f"serving run {self.run_id} on {url} (threshold {policy.threshold:g}, source: {policy.source})\n"
+            f"serving run {self.run_id} on {url} (threshold {policy.threshold:g}, source: {policy.source}; engine: "
+            f"{engines.choose(found, self.settings.engine)})\n"
             f"try:  curl -X POST {url}/predict/ -H 'Content-Type: application/json' -d '{{{body}}}'\n"
             "stop: Ctrl-C"
         )

@@ -370,6 +370,25 @@ class TestEvaluate:
         assert all(name in outcome.out for name in ("[spam]", "[/ham]", ":dog:", "[rows].csv"))
 
 
+class TestOptimize:
+    def test_every_engine_is_shown_and_the_chosen_one_serves_from_then_on(self, undecided, home, tmp_path):
+        results = tmp_path / "engines.json"
+        outcome = call("optimize", "--run-id", undecided, "--home", home, "--results-fp", results)
+        document = json.loads(results.read_text(encoding="utf-8"))
+        keys = {"engine", "precision", "rows_per_second", "agreement", "max_probability_change", "passed", "reason"}
+
+        assert outcome.status == 0
+        assert document["run_id"] == undecided
+        assert all(keys <= set(candidate) for candidate in document["candidates"])
+        assert all(f"{c['engine']} {c['precision']}" in outcome.out for c in document["candidates"])
+        assert "chosen" in outcome.out
+
+    def test_an_engine_that_was_not_optimised_for_is_refused(self, trained, home):
+        outcome = call("predict", "--run-id", trained.run_id, "--title", "a", "--engine", "openvino", "--home", home)
+
+        assert_fails(outcome, 2, "engine 'openvino' needs an exported graph: run `madewithml optimize` first")
+
+
 class TestCertify:
     def test_a_certificate_is_shown_written_and_served_from_then_on(self, undecided, home, tmp_path):
         results = tmp_path / "certificate.json"

@@ -158,3 +158,60 @@ def test_a_bin_that_would_run_code_is_refused_and_runs_none(encoder: encoders.En
     with pytest.raises(errors.InputError, match=r"malicious' .*: its \.bin holds more than weights"):
         models.from_folder(folder)
     assert not trace.exists()
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> encoders.Encoder:
+    """The tiny encoder with the file by which Sentence Transformers says that its tokens are averaged."""
+    folder = tmp_path_factory.mktemp("averaged") / "encoder"
+    shutil.copytree(tiny_encoder, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return encoders.find(str(folder))
+
+
+def test_a_bert_that_is_averaged_gets_a_layer_whose_first_token_is_the_mean(averaged: encoders.Encoder) -> None:
+    torch.manual_seed(0)
+    model: Any = models.from_encoder(averaged, LABELS).eval()
+    ids, mask = torch.tensor([[2, 50, 60, 70, 3], [2, 80, 3, 0, 0]]), torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
+    with torch.inference_mode():
+        output = model.bert(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    tokens = output.hidden_states[2]
+    mean = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    assert model.config.num_hidden_layers == 3
+    assert torch.nn.functional.cosine_similarity(output.last_hidden_state[:, 0], mean).min() > 0.97
+
+
+def test_its_other_layers_are_the_encoders(averaged: encoders.Encoder) -> None:
+    model: Any = models.from_encoder(averaged, LABELS)
+    pretrained = transformers.BertModel.from_pretrained(averaged.folder).state_dict()
+    name = "encoder.layer.1.output.dense.weight"
+    assert torch.equal(model.bert.state_dict()[name], pretrained[name])
+
+
+def test_a_model_with_that_layer_opens_in_transformers_as_it_stands(averaged: encoders.Encoder, tmp_path: Path) -> None:
+    model: Any = models.from_encoder(averaged, LABELS).eval()
+    models.save(model, tmp_path)
+    opened = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[2, 50, 60, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(opened(ids).logits, model(ids).logits)
+
+
+def test_other_encoders_keep_their_layers(encoder: encoders.Encoder) -> None:
+    model: Any = models.from_encoder(encoder, LABELS)
+    assert model.config.num_hidden_layers == 2
+
+
+def test_frozen_embeddings_are_the_only_weights_that_learn_nothing(encoder: encoders.Encoder) -> None:
+    model: Any = models.from_encoder(encoder, LABELS)
+    models.freeze_embeddings(model)
+    frozen = {name.split(".")[1] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"embeddings"}
+    assert all(p.requires_grad for p in model.bert.encoder.parameters())
+
+
+def test_the_layer_that_gives_the_logits_is_found(encoder: encoders.Encoder) -> None:
+    model: Any = models.from_encoder(encoder, LABELS)
+    assert models.classifier_layer(model, len(LABELS)) is model.classifier
+    assert models.classifier_layer(model, 7) is None

@@ -129,7 +129,8 @@ class TestServePlan:
         text = plan(free, run_id=trained.run_id).announcement
 
         assert text.splitlines() == [
-            f"serving run {trained.run_id} on http://127.0.0.1:{free.port} (threshold 0.9, source: default)",
+            f"serving run {trained.run_id} on http://127.0.0.1:{free.port} (threshold 0.9, source: default; "
+            "engine: torch fp32)",
             f"try:  curl -X POST http://127.0.0.1:{free.port}/predict/ -H 'Content-Type: application/json' "
             '-d \'{"title": "Intro to CNNs", "description": "Processing images with layers."}\'',
             "stop: Ctrl-C",

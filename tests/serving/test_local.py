@@ -81,7 +81,9 @@ class TestOneProcess:
     def test_the_announcement_comes_when_it_is_ready(self, one, trained):
         assert one.ready()
         first, *_ = one.stdout.splitlines()
-        assert first == f"serving run {trained.run_id} on {one.url} (threshold 0.5, source: operator)"
+        assert (
+            first == f"serving run {trained.run_id} on {one.url} (threshold 0.5, source: operator; engine: torch fp32)"
+        )
 
     def test_it_answers_as_the_predictor_does(self, one, predictor):
         (answer,) = one.client.post("/predict/", json=ROW).json()["results"]
