@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from madewithml import errors
 
 # A batch may cost this much more a row than the best one if it is smaller: a short wait is worth it.
-SLACK = 1.03
+SLACK = 1.05
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,30 @@ class BatchCost:
 
 
 @dataclass(frozen=True)
+class CostCurve:
+    """What batching is worth on an engine.
+
+    Attributes:
+        budget_tokens: Padded tokens of the smallest batch that is as cheap a row as the best one, or nearly.
+        overhead_tokens: What a batch costs beside its padded tokens, in tokens: the weights are read once for each.
+    """
+
+    budget_tokens: int
+    overhead_tokens: float
+
+    @classmethod
+    def of(cls, costs: Sequence[BatchCost]) -> CostCurve:
+        """The curve of measured costs: seconds = slope x (padded tokens + overhead), by least squares."""
+        tokens = np.array([cost.rows * cost.length for cost in costs], dtype=np.float64)
+        # Relative errors count: a batch of one row matters as much as one of 32.
+        weights = 1.0 / np.array([cost.seconds for cost in costs])
+        design = np.stack([tokens * weights, weights], axis=1)
+        slope, start = np.linalg.lstsq(design, np.ones(len(costs)), rcond=None)[0]
+        overhead = max(0.0, float(start / slope)) if slope > 0 else 0.0
+        return cls(batch_tokens(costs), round(overhead, 1))
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """All that one call of `optimize` found.
 
@@ -104,9 +130,9 @@ class EngineReport:
         )
 
     @property
-    def batch_tokens(self) -> int:
-        """Padded tokens of the smallest batch that is as cheap a row as the best one, or nearly."""
-        return batch_tokens(self.costs)
+    def curve(self) -> CostCurve:
+        """What batching is worth on the chosen engine."""
+        return CostCurve.of(self.costs)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

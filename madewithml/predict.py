@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import checkpoint, config, decision, engines, errors, fidelity, texts, tokenization
+from madewithml import checkpoint, config, decision, engine_report, engines, errors, fidelity, texts, tokenization
 
 if TYPE_CHECKING:
     import ray.data
@@ -66,14 +66,14 @@ class Predictor:
         tokenizer: Text to ids.
         engine: Ids to logits.
         policy: Logits to decisions.
-        batch_tokens: Padded tokens of the batch at which the engine is cheapest a row; None if that was not measured.
+        curve: What batching is worth on the engine; None if that was not measured.
     """
 
     checkpoint: checkpoint.Checkpoint
     tokenizer: tokenization.Tokenizer
     engine: engines.Engine
     policy: decision.DecisionPolicy
-    batch_tokens: int | None = None
+    curve: engine_report.CostCurve | None = None
 
     @classmethod
     def from_checkpoint(
@@ -102,7 +102,7 @@ class Predictor:
         loaded = engines.load(found, name=engine, threads=threads)
         report = found.read_engines()
         measured = report and (report.engine, report.precision) == (loaded.name, loaded.precision)
-        return cls(found, found.tokenizer(), loaded, policy, report.batch_tokens if report and measured else None)
+        return cls(found, found.tokenizer(), loaded, policy, report.curve if report and measured else None)
 
     @property
     def classes(self) -> list[str]:

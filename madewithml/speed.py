@@ -16,7 +16,7 @@ from madewithml import engine_report, engines, tokenization
 
 BATCH_SIZES = (1, 8, 32)
 CURVE_SIZES = (1, 2, 4, 8, 16, 32)
-CURVE_QUANTILES = (0.25, 0.5, 0.95)
+CURVE_QUANTILES = (0.25, 0.75)
 Batch = tuple[tokenization.Ints, tokenization.Ints]
 
 
@@ -39,7 +39,7 @@ class Workload:
 
     def batches(self, size: int, *, count: int) -> list[Batch]:
         """`count` batches of like length, spread evenly over the lengths."""
-        starts = np.linspace(0, max(0, len(self.rows) - size), count).astype(int)
+        starts = ((np.arange(count) + 0.5) / count * max(0, len(self.rows) - size)).astype(int)
         return [tokenization.pad(self.rows[start : start + size], pad_id=self.pad_id) for start in starts]
 
     def lengths(self) -> list[int]:
@@ -57,7 +57,7 @@ def rows_per_second(engine: engines.Engine, workload: Workload, *, size: int, ba
     return sum(len(ids) for ids, _ in chosen) / (time.perf_counter() - started)
 
 
-def batch_costs(engine: engines.Engine, workload: Workload, *, rounds: int = 3) -> list[engine_report.BatchCost]:
+def batch_costs(engine: engines.Engine, workload: Workload, *, rounds: int = 2) -> list[engine_report.BatchCost]:
     """Seconds of a batch for each number of rows and each of the workload's lengths."""
     return [
         engine_report.BatchCost(rows, length, _seconds(engine, workload, rows, length, rounds=rounds))

@@ -91,3 +91,13 @@ def test_over_several_lengths_the_budget_is_the_median() -> None:
 
 def test_a_candidate_is_named_by_engine_and_precision() -> None:
     assert dataclasses.replace(FAST, precision="fp32").name == "openvino fp32"
+
+
+def test_the_curve_finds_what_a_batch_costs_beside_its_tokens() -> None:
+    costs = [BatchCost(n, length, 1e-4 * (n * length + 25)) for n in (1, 2, 4, 8) for length in (20, 40)]
+    assert engine_report.CostCurve.of(costs).overhead_tokens == pytest.approx(25, abs=0.1)
+
+
+def test_where_a_batch_costs_more_than_its_rows_alone_there_is_nothing_to_share() -> None:
+    costs = [BatchCost(n, 32, 1e-3 * n**1.3) for n in (1, 2, 4, 8)]
+    assert engine_report.CostCurve.of(costs).overhead_tokens == 0.0

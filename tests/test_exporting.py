@@ -39,14 +39,14 @@ def test_the_graph_gives_the_logits_of_torch_for_any_number_of_rows_and_any_leng
 
 
 def test_openvino_gives_the_same_from_the_same_graph(graph: Path, expected: npt.NDArray[np.float32]) -> None:
-    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1)
+    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1, max_length=64)
     actual = engine.logits(*tokenization.pad(ROWS, pad_id=0))
     assert (actual.dtype, actual.shape) == (np.float32, expected.shape)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_an_answer_of_openvino_is_not_overwritten_by_the_next(graph: Path) -> None:
-    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1)
+    engine = engines.OpenVinoEngine(graph, precision="fp32", threads=1, max_length=64)
     first = engine.logits(*tokenization.pad(ROWS[:1], pad_id=0))
     kept = first.copy()
     engine.logits(*tokenization.pad(ROWS[1:2], pad_id=0))

@@ -5,8 +5,9 @@
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
 The engine's thread takes its batches itself, so it never waits for a busy event loop.
 
-A batch is the row whose turn it is, with its neighbours in length until the padded tokens reach the budget at which
-this engine is cheapest a row. Turns go by rank: the time a row came, plus a little for each row of the same call
+A batch is the row whose turn it is, with its neighbours in length for as long as they make it cheaper a token: each row
+more shares the fixed cost of a batch, and may add padding. How much each weighs on this engine was measured by
+`optimize`. Turns go by rank: the time a row came, plus a little for each row of the same call
 before it, so that a call of a thousand rows does not hold up one of a single row. Every batch holds the row of the
 lowest rank, so none starves.
 
@@ -26,16 +27,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from madewithml import errors
+from madewithml import engine_report, errors
 
 Answer = dict[str, Any]
 Compute = Callable[[Sequence[Any]], list[Answer]]
 Departure = Callable[[], Awaitable[None]]
 
 # A client is only watched once its call has waited this long: watching costs more than most calls wait.
-WATCH_AFTER_S = 0.1
+WATCH_AFTER_S = 1.0
 # Rows of one call take turns as if they came this many times slower than the engine computes.
 PACE = 2.0
+# Of batches this near the cheapest, the smallest is taken: the others' rows wait less.
+NEARLY = 0.95
 WORK, STOP = "work", "stop"
 
 
@@ -89,14 +92,16 @@ class Batcher:
     Args:
         compute: Called in the engine's thread with the rows of one batch; gives one answer per row.
         max_batch_size: Rows in a batch.
-        max_batch_tokens: Padded tokens in a batch: longest row times rows. A longer row goes alone.
+        curve: What batching is worth on the engine.
         max_queue_rows: Rows that may wait.
     """
 
-    def __init__(self, compute: Compute, *, max_batch_size: int, max_batch_tokens: int, max_queue_rows: int) -> None:
+    def __init__(
+        self, compute: Compute, *, max_batch_size: int, curve: engine_report.CostCurve, max_queue_rows: int
+    ) -> None:
         self._compute = compute
         self._max_batch_size = max_batch_size
-        self._max_batch_tokens = max_batch_tokens
+        self._curve = curve
         self._max_queue_rows = max_queue_rows
         self._lock = threading.Lock()
         self._by_rank: list[tuple[float, int, _Waiting]] = []  # a heap; rows that have left it otherwise stay behind
@@ -219,25 +224,39 @@ class Batcher:
             return []
 
     def _with_neighbours(self, first: _Waiting) -> list[_Waiting]:
-        """The row whose turn it is, and those next to it in length for as long as the batch stays within its budget."""
-        ordered = self._by_length
-        low = bisect.bisect_left(ordered, first.place, key=lambda entry: entry[0])
-        high, own = low + 1, first.place[0]
+        """The row whose turn it is, with the neighbours in length that make its batch cheap; all leave the queue."""
+        start = bisect.bisect_left(self._by_length, first.place, key=lambda entry: entry[0])
+        windows = self._windows(start)
+        enough = NEARLY * max(share for share, _, _ in windows)
+        _, low, high = next(window for window in windows if window[0] >= enough)
+        batch = [waiting for _, waiting in self._by_length[low:high]]
+        del self._by_length[low:high]
+        for waiting in batch:
+            waiting.queued = False
+        return batch
+
+    def _windows(self, start: int) -> list[tuple[float, int, int]]:
+        """Batches around the row at `start`, growing by the nearest in length.
+
+        Returns:
+            For each: the share of its cost that is spent on real tokens, and its range in the rows by length.
+        """
+        ordered, overhead = self._by_length, self._curve.overhead_tokens
+        low, high, own = start, start + 1, ordered[start][0][0]
+        tokens, windows = own, [(own / (own + overhead), low, high)]
         while high - low < self._max_batch_size:
             shorter = own - ordered[low - 1][0][0] if low > 0 else None
             longer = ordered[high][0][0] - own if high < len(ordered) else None
             if shorter is None and longer is None:
                 break
             goes_up = shorter is None or (longer is not None and longer <= shorter)
-            longest = ordered[high if goes_up else high - 1][0][0]
-            if longest * (high - low + 1) > self._max_batch_tokens:
-                break
             low, high = (low, high + 1) if goes_up else (low - 1, high)
-        batch = [waiting for _, waiting in ordered[low:high]]
-        del ordered[low:high]
-        for waiting in batch:
-            waiting.queued = False
-        return batch
+            tokens += ordered[high - 1 if goes_up else low][0][0]
+            padded = ordered[high - 1][0][0] * (high - low)
+            if padded > self._curve.budget_tokens:
+                break
+            windows.append((tokens / (padded + overhead), low, high))
+        return windows
 
     @staticmethod
     def _deliver(batch: Sequence[_Waiting], answers: Sequence[Answer], err: BaseException | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import madewithml
-from madewithml import config, decision, errors, predict, tokenization
+from madewithml import config, decision, engine_report, errors, predict, tokenization
 from madewithml.serving import batching, schemas
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
-# Tokens of a short description: sizes the batches of an engine whose costs were not measured.
-TYPICAL_LENGTH = 32
+# Of an engine that was not measured: half a thousand tokens a batch, each batch as dear as a short text.
+UNMEASURED = engine_report.CostCurve(budget_tokens=512, overhead_tokens=32.0)
 
 
 class Order(NamedTuple):
@@ -55,7 +55,7 @@ class Service:
         self._batcher = batching.Batcher(
             self._compute,
             max_batch_size=settings.max_batch_size,
-            max_batch_tokens=predictor.batch_tokens or settings.max_batch_size * TYPICAL_LENGTH,
+            curve=predictor.curve or UNMEASURED,
             max_queue_rows=settings.max_queue_rows,
         )
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from madewithml import errors
+from madewithml import engine_report, errors
 from madewithml.serving import batching
 from madewithml.tokenization import Tokens
 
@@ -67,10 +67,10 @@ def of_length(length, mark=0):
     return row(mark, *[0] * (length - 1))
 
 
-def make(engine, *, max_batch_size=4, max_batch_tokens=10_000, max_queue_rows=100):
-    return batching.Batcher(
-        engine, max_batch_size=max_batch_size, max_batch_tokens=max_batch_tokens, max_queue_rows=max_queue_rows
-    )
+def make(engine, *, max_batch_size=4, budget_tokens=10_000, overhead_tokens=10_000.0, max_queue_rows=100):
+    """A queue; by default a batch costs so much by itself that it is always worth filling."""
+    curve = engine_report.CostCurve(budget_tokens, overhead_tokens)
+    return batching.Batcher(engine, max_batch_size=max_batch_size, curve=curve, max_queue_rows=max_queue_rows)
 
 
 async def until(condition):
@@ -160,10 +160,10 @@ class TestBatches:
 
         assert asyncio.run(scenario()) == [False, False, True, False]
 
-    def test_a_batch_holds_at_most_max_batch_tokens_padding_included(self):
+    def test_a_batch_holds_at_most_its_budget_of_tokens_padding_included(self):
         async def scenario():
             engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=10, max_batch_tokens=40)
+            batcher = make(engine, max_batch_size=10, budget_tokens=40)
             calls = [await occupy(batcher, engine)]
             calls += [await submit(batcher, of_length(length)) for length in (10, 11, 10, 12, 10, 100)]
             engine.release()
@@ -172,6 +172,26 @@ class TestBatches:
 
         # three rows of 11 make 33 tokens, a fourth would make 44; a row longer than the budget goes alone
         assert asyncio.run(scenario()) == [[10, 10, 10], [11, 12], [100]]
+
+    @pytest.mark.parametrize(
+        ("overhead", "batches"),
+        [
+            (0.0, [[40], [41], [12], [10], [8]]),  # where a batch costs nothing by itself every row goes alone
+            (30.0, [[8, 10, 12], [40, 41]]),  # not worth padding the short ones to 40
+            (3000.0, [[8, 10, 12, 40, 41]]),
+        ],
+    )
+    def test_rows_go_together_as_far_as_sharing_is_worth_the_padding(self, overhead, batches):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=10, overhead_tokens=overhead)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, of_length(length)) for length in (40, 41, 12, 10, 8)]
+            engine.release()
+            await asyncio.gather(*calls)
+            return [list(map(len, batch)) for batch in engine.batches[1:]]
+
+        assert sorted(asyncio.run(scenario())) == sorted(batches)
 
     def test_a_long_list_does_not_hold_up_a_call_of_one_row_that_comes_later(self):
         async def scenario():
