@@ -177,8 +177,8 @@ class TestBatches:
         ("overhead", "batches"),
         [
             (0.0, [[40], [41], [12], [10], [8]]),  # where a batch costs nothing by itself every row goes alone
-            (30.0, [[8, 10, 12], [40, 41]]),  # not worth padding the short ones to 40
-            (3000.0, [[8, 10, 12, 40, 41]]),
+            (10.0, [[8, 10, 12], [40, 41]]),  # not worth padding the short ones to 40
+            (1000.0, [[8, 10, 12, 40, 41]]),
         ],
     )
     def test_rows_go_together_as_far_as_sharing_is_worth_the_padding(self, overhead, batches):
