@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import heapq
 import queue
 import threading
@@ -141,7 +142,7 @@ class Batcher:
         call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
         self._calls.add(call)
-        self._queue(call, rows, loop)
+        self._queue(call, rows)
         try:
             return await call.done
         finally:
@@ -150,7 +151,7 @@ class Batcher:
             if call.missing:  # failed, cancelled or late
                 self._withdraw(call)
 
-    def _queue(self, call: _Call, rows: Sequence[Row], loop: asyncio.AbstractEventLoop) -> None:
+    def _queue(self, call: _Call, rows: Sequence[Row]) -> None:
         rank, step = time.monotonic(), self._row_seconds * PACE
         with self._lock:
             for index, row in enumerate(rows):
@@ -161,7 +162,7 @@ class Batcher:
                 bisect.insort(self._by_length, (waiting.place, waiting))
             wake, self._idle = self._idle, False
         if self._engine is None:
-            self._engine = threading.Thread(target=self._run, args=(loop,), name="engine", daemon=True)
+            self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
             self._engine.start()
         elif wake:
             self._wake.put(WORK)
@@ -193,7 +194,7 @@ class Batcher:
         waiting.queued = False
         del self._by_length[bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])]
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self) -> None:
         """The engine's thread: batch after batch until it is told to stop."""
         while True:
             batch = self._take()
@@ -202,17 +203,23 @@ class Batcher:
                     return
                 continue
             started = time.monotonic()
-            try:
-                answers, err = self._compute([waiting.row for waiting in batch]), None
-            except Exception as caught:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
-                answers, err = [], caught
-                for call in {waiting.call for waiting in batch}:
-                    self._withdraw(call)  # now: told by the event loop it would compute the rest of them first
+            answers, err = self._computed(batch)
             self._row_seconds += 0.1 * ((time.monotonic() - started) / len(batch) - self._row_seconds)
-            try:
-                loop.call_soon_threadsafe(self._deliver, batch, answers, err)
-            except RuntimeError:  # the loop has closed: nobody waits any more
-                return
+            for loop, part in _by_loop(batch, answers).items():
+                with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
+                    loop.call_soon_threadsafe(self._deliver, part, err)
+
+    def _computed(self, batch: Sequence[_Waiting]) -> tuple[Sequence[Answer | None], Exception | None]:
+        """The answers of a batch, or what went wrong."""
+        try:
+            answers = self._compute([waiting.row for waiting in batch])
+            if len(answers) != len(batch):  # then nobody may get another's
+                raise RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} rows")
+        except Exception as err:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
+            for call in {waiting.call for waiting in batch}:
+                self._withdraw(call)  # now: told by the event loop it would compute the rest of them first
+            return [None] * len(batch), err
+        return answers, None
 
     def _take(self) -> list[_Waiting]:
         """The next batch; empty when nothing waits, and the engine then counts as idle."""
@@ -258,15 +265,14 @@ class Batcher:
         return windows
 
     @staticmethod
-    def _deliver(batch: Sequence[_Waiting], answers: Sequence[Answer], err: BaseException | None) -> None:
-        if err is None and len(answers) != len(batch):  # then nobody may get another's
-            err = RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} rows")
-        for index, waiting in enumerate(batch):
+    def _deliver(part: Sequence[tuple[_Waiting, Answer | None]], err: BaseException | None) -> None:
+        """Give each row's answer to its call, in the call's own event loop."""
+        for waiting, answer in part:
             call = waiting.call
             if err is not None:
                 call.fail(err)
                 continue
-            call.answers[waiting.index] = answers[index]
+            call.answers[waiting.index] = answer
             call.missing -= 1
             if not call.missing and not call.done.done():
                 call.done.set_result(call.answers)  # type: ignore[arg-type]
@@ -278,3 +284,13 @@ class Batcher:
             await asyncio.sleep(0)  # the calls that waited take their answers and leave
         if self._engine is not None:
             self._wake.put(STOP)
+
+
+def _by_loop(
+    batch: Sequence[_Waiting], answers: Sequence[Answer | None]
+) -> dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Answer | None]]]:
+    """Rows and answers by the event loop in which their calls wait; a server has one."""
+    parts: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Answer | None]]] = {}
+    for waiting, answer in zip(batch, answers, strict=True):
+        parts.setdefault(waiting.call.done.get_loop(), []).append((waiting, answer))
+    return parts

@@ -33,7 +33,7 @@ UNAVAILABLE = json.dumps(
 
 
 def rewrite(configuration: str, *, error_file: str) -> str:
-    """The generated configuration with our error page, and with its side ports on loopback.
+    """The generated configuration with our error page, its side ports on loopback, and clients watched by the queue.
 
     Where the service itself listens is the operator's choice (`--host`), and stays as it is.
 
@@ -42,15 +42,17 @@ def rewrite(configuration: str, *, error_file: str) -> str:
         error_file: File with the raw 503 response.
     """
     sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
-    local = "".join(_watched(section) if section.startswith(FRONTEND) else _on_loopback(section) for section in sections)
+    local = "".join(_unwatched(part) if part.startswith(FRONTEND) else _on_loopback(part) for part in sections)
     return re.sub(r"^(\s*errorfile\s+50[234]\s+)\S+", rf"\g<1>{error_file}", local, flags=re.MULTILINE)
 
 
-def _watched(frontend: str) -> str:
+def _unwatched(frontend: str) -> str:
     """The frontend, telling replicas not to watch each client: the queue does, and only where a call waits long.
 
     Ray's own watch costs two tasks a request.
     """
+    if UNWATCHED in frontend:
+        return frontend
     return re.sub(r"^(\s*)(bind\s.*)$", rf"\g<1>\g<2>\n\g<1>{UNWATCHED}", frontend, count=1, flags=re.MULTILINE)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import madewithml
-from madewithml.serving import openapi
+from madewithml.serving import batching, openapi
 
 from .conftest import ROW, ConstantEngine, FailingEngine, Window, until
 
@@ -430,23 +430,61 @@ class TestTroubleInside:
         assert [answer.status_code for answer in answered] == [200, 200]
 
     def test_a_request_past_its_deadline_is_told(self, make_window, held):
-        window = make_window(engine=held, request_timeout_s=0.01)
+        """At the deadline and not when the engine comes free, whether its row is being computed or waits."""
+        window = make_window(engine=held, request_timeout_s=0.02)
 
         async def scenario():
             async with window.client() as client:
                 computing = asyncio.create_task(client.post("/predict/", json=ROW))
                 await until(held.entered.is_set)
-                late = asyncio.create_task(client.post("/predict/", json=ROW))
-                await until(lambda: window.kitchen._batcher.waiting)
-                deadline = asyncio.get_running_loop().time() + 0.02
-                await until(lambda: asyncio.get_running_loop().time() > deadline)
+                answers = await client.post("/predict/", json=ROW), await computing
+                left = window.kitchen._batcher.waiting
                 held.release()
-                return await computing, await late
+                return left, answers
 
-        computed, late = asyncio.run(scenario())
-        detail = "the request waited past its deadline and was not computed"
-        assert_problem(late, 504, "deadline_exceeded", detail=detail)
-        assert computed.status_code == 200
+        left, answers = asyncio.run(scenario())
+        for late in answers:
+            detail = "the request took longer than it may and was given up"
+            assert_problem(late, 504, "deadline_exceeded", detail=detail)
+        assert left == 0
+
+    def test_the_rows_of_a_client_that_has_gone_are_not_computed(self, make_window, held, monkeypatch):
+        monkeypatch.setattr(batching, "WATCH_AFTER_S", 0.01)
+        window = make_window(engine=held)
+        body = json.dumps(ROW).encode()
+
+        async def call(gone):
+            """A call as a server makes it: the body, and a disconnect when the client goes."""
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive():
+                if messages:
+                    return messages.pop()
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                sent.append(message)
+
+            sent = []
+            headers = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": "/predict/", "query_string": b"", "headers": headers}
+            await window.app(scope, receive, send)
+            return sent[0]["status"]
+
+        async def scenario():
+            first = asyncio.create_task(call(asyncio.Event()))
+            await until(held.entered.is_set)
+            gone = asyncio.Event()
+            second = asyncio.create_task(call(gone))
+            await until(lambda: window.kitchen._batcher.waiting)
+            gone.set()
+            status = await second
+            left = window.kitchen._batcher.waiting
+            held.release()
+            return status, left, await first
+
+        assert asyncio.run(scenario()) == (499, 0, 200)
 
     def test_an_engine_that_raises_is_an_internal_error_that_tells_nothing_of_the_inside(self, make_window):
         window = make_window(engine=FailingEngine(RuntimeError("/srv/secret/model.py broke")))

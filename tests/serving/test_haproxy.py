@@ -68,8 +68,16 @@ class TestRewrite:
         pages = [line.split() for line in text.splitlines() if "errorfile" in line]
         assert pages == [["errorfile", status, "/f/page.http"] for status in ("502", "503", "504")]
 
+    def test_replicas_are_told_not_to_watch_each_client(self):
+        text = haproxy.rewrite(generated(), error_file="/f/page.http")
+
+        (section,) = [part for part in text.split("\n\n") if part.lstrip().startswith(haproxy.FRONTEND)] or [text]
+        assert section.count(haproxy.UNWATCHED) == 1
+        assert text.count(haproxy.UNWATCHED) == 1
+
     def test_nothing_else_changes(self):
         before, after = generated().splitlines(), haproxy.rewrite(generated(), error_file="/f/page.http").splitlines()
+        after = [line for line in after if haproxy.UNWATCHED not in line]
 
         changed = [old.split()[0] for old, new in zip(before, after, strict=True) if old != new]
         assert changed == ["errorfile", "errorfile", "errorfile", "bind", "bind"]
