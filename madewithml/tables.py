@@ -130,6 +130,7 @@ def show_optimization(document: Mapping[str, Any], console: rich.console.Console
             f"{candidate['megabytes']:.0f}",
             "chosen" if chosen else rich.markup.escape(candidate["reason"] or "passed"),
         )
+    table.columns[0].no_wrap = True
     for column in table.columns[1:-1]:
         column.justify = "right"
     console.print(f"run {document['run_id']} on {document['num_rows']} held-out rows", markup=False, soft_wrap=True)

@@ -139,7 +139,7 @@ class TestServePlan:
     def test_the_announcement_names_an_operators_threshold(self, free, trained):
         text = plan(free.model_copy(update={"threshold": 0.5}), run_id=trained.run_id).announcement
 
-        assert "(threshold 0.5, source: operator)" in text
+        assert "(threshold 0.5, source: operator; engine: torch fp32)" in text
 
 
 @pytest.fixture
