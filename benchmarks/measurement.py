@@ -6,7 +6,6 @@ import contextlib
 import http
 import http.client
 import json
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ from typing import Any
 import load
 import processes
 from contenders import Contender, first_answer
+
+from madewithml import serve
 
 HOST = "127.0.0.1"
 WARM_UP_S = 2
@@ -68,7 +69,7 @@ def measure(contender: Contender, setup: Setup) -> dict[str, Any]:
 
 
 def _measure(contender: Contender, setup: Setup, folder: Path) -> dict[str, Any]:
-    port = _free_port()
+    port = serve.free_port()
     environment = contender.variables_for(port)
     if contender.prepare:
         command = contender.arguments(contender.prepare, port=port, folder=folder / "model")
@@ -175,9 +176,3 @@ def _ask(port: int, method: str, path: str, body: str | None = None) -> Any:
         return json.loads(content)
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -33,6 +33,8 @@ import summary
 import tables
 from peers import classifier, install
 
+from madewithml import checkpoint
+
 TEXT_FIELDS = ("title", "description")
 SERVERS = ("fastapi", "uvicorn", "ray", "mlflow")
 
@@ -87,14 +89,13 @@ def _numbers(text: str) -> list[int]:
 
 def _engine(arguments: argparse.Namespace) -> limit.Engine:
     """The engine of all peers: the flags', or else the one that the checkpoint's report names."""
-    checkpoint = arguments.checkpoint.resolve()
+    folder = arguments.checkpoint.resolve()
     if arguments.engine:
-        return limit.Engine(checkpoint, arguments.engine, arguments.precision, arguments.file)
-    path = checkpoint / "engines" / "report.json"
-    if not path.is_file():
-        raise SystemExit(f"no {path.name} in {str(path.parent)!r}: optimise the checkpoint, or give --engine")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return limit.Engine(checkpoint, report["engine"], report["precision"], report.get("file"))
+        return limit.Engine(folder, arguments.engine, arguments.precision, arguments.file)
+    report = checkpoint.read(folder).read_engines()
+    if report is None:
+        raise SystemExit(f"{str(folder)!r} has no engine report: optimise the run, or give --engine")
+    return limit.Engine(folder, report.engine, report.precision, report.file)
 
 
 def _chosen(

@@ -44,7 +44,7 @@ def one_seed(seed: int, fit_on: data.LabelledText, score_on: data.LabelledText) 
         result = train.train(options, config.load(home=str(Path(folder) / "home")))
         seconds = time.perf_counter() - started
         predictor = predict.TorchPredictor.from_checkpoint(result.checkpoint)
-        logits = predictor.logits([tokens.ids for tokens in predictor.tokenizer.encode(score_on.texts)])
+        logits = predictor.text_logits(score_on.texts)
         predicted = [predictor.classes[i] for i in logits.argmax(axis=1)]
         figures = metrics.classification_metrics(
             score_on.labels, predicted, calibration.softmax(logits), predictor.classes

@@ -115,10 +115,7 @@ def _rows(options: CertifyOptions, store: runs.Store, predictor: predict.Predict
     """The rows to certify on and what to call them."""
     if options.dataset_loc is None:
         return store.recorded_rows(options.run_id, "calibration"), "calibration rows of the run"
-    fields = predictor.checkpoint.metadata.text_fields
-    rows = data.read_labelled(options.dataset_loc, text_fields=fields, label_field=options.label_field)
-    data.require_known_labels(rows.labels, predictor.classes, dataset=options.dataset_loc)
-    refuse_fitted_rows(rows, store, options.run_id, dataset=options.dataset_loc)
+    rows = unfitted_rows(options.dataset_loc, predictor, store, options.run_id, label_field=options.label_field)
     return rows, options.dataset_loc
 
 
@@ -137,6 +134,21 @@ def certify_mask(document: Mapping[str, Any], num_rows: int) -> npt.NDArray[np.b
     if document["num_certify_rows"] == num_rows:
         return np.ones(num_rows, dtype=bool)
     return ~certify.split_rows(num_rows)
+
+
+def unfitted_rows(
+    dataset_loc: str, predictor: predict.Predictor, store: runs.Store, run_id: str, *, label_field: str
+) -> data.LabelledText:
+    """The labelled rows of a file, all of labels the model knows, none of which the run was fitted on.
+
+    Raises:
+        InputError: The file cannot be used, a label is unknown, or the model was fitted on some rows.
+    """
+    fields = predictor.checkpoint.metadata.text_fields
+    rows = data.read_labelled(dataset_loc, text_fields=fields, label_field=label_field)
+    data.require_known_labels(rows.labels, predictor.classes, dataset=dataset_loc)
+    refuse_fitted_rows(rows, store, run_id, dataset=dataset_loc)
+    return rows
 
 
 def refuse_fitted_rows(rows: data.LabelledText, store: runs.Store, run_id: str, *, dataset: str) -> None:

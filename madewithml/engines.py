@@ -171,13 +171,18 @@ class Choice(NamedTuple):
     engine: str
     precision: str
     file: str | None
-    instead_of: str | None
+    instead_of: str | None = None
+
+    @classmethod
+    def of(cls, candidate: engine_report.Candidate, *, instead_of: str | None = None) -> Choice:
+        """The choice of a candidate."""
+        return cls(candidate.engine, candidate.precision, candidate.file, instead_of)
 
     def __str__(self) -> str:
         return f"{self.engine} {self.precision}"
 
 
-TORCH = Choice("torch", "fp32", None, None)
+TORCH = Choice("torch", "fp32", None)
 
 
 def load(source: checkpoint.Checkpoint, *, name: str = "auto", threads: int | None = None) -> Engine:
@@ -238,9 +243,9 @@ def _auto(report: engine_report.EngineReport | None) -> Choice:
         return TORCH
     obstacle = _obstacle(report.engine, report)
     if obstacle is None:
-        return Choice(report.engine, report.precision, report.file, None)
+        return Choice.of(report.chosen)
     if installed("onnxruntime") and (exact := report.best("onnxruntime", precision="fp32")):
-        return Choice(exact.engine, exact.precision, exact.file, obstacle)
+        return Choice.of(exact, instead_of=obstacle)
     return TORCH._replace(instead_of=obstacle)
 
 
@@ -256,7 +261,7 @@ def _named(name: str, report: engine_report.EngineReport | None) -> Choice:
         rejected = [f"{c.precision}: {c.reason}" for c in report.candidates if c.engine == name and c.reason]
         told = obstacle or "; ".join(rejected) or "it was not tried"
         raise errors.UsageError(f"engine {name!r} may not serve this checkpoint: {told}. Try --engine auto.")
-    return Choice(found.engine, found.precision, found.file, obstacle)
+    return Choice.of(found, instead_of=obstacle)
 
 
 def _obstacle(name: str, report: engine_report.EngineReport) -> str | None:

@@ -142,11 +142,10 @@ def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predi
 def _held_out(options: OptimizeOptions, store: runs.Store, predictor: predict.Predictor) -> list[data.LabelledText]:
     """Rows the model was not fitted on, those that certificates rest on first."""
     if options.dataset_loc is not None:
-        fields = predictor.checkpoint.metadata.text_fields
-        rows = data.read_labelled(options.dataset_loc, text_fields=fields, label_field=options.label_field)
-        data.require_known_labels(rows.labels, predictor.classes, dataset=options.dataset_loc)
-        certifying.refuse_fitted_rows(rows, store, options.run_id, dataset=options.dataset_loc)
-        return [rows]
+        label_field = options.label_field
+        return [
+            certifying.unfitted_rows(options.dataset_loc, predictor, store, options.run_id, label_field=label_field)
+        ]
     recorded = store.recorded_hashes(options.run_id) or {}
     found = [store.recorded_rows(options.run_id, part) for part in HELD_OUT if recorded.get(part)]
     if not found:
@@ -204,8 +203,7 @@ def _try(candidate: engine_report.Candidate, trial: _Trial, failed: dict[str, st
 
 
 def _build(candidate: engine_report.Candidate, trial: _Trial) -> engines.Engine:
-    choice = engines.Choice(candidate.engine, candidate.precision, candidate.file, None)
-    return engines.build(trial.source, choice, threads=1)
+    return engines.build(trial.source, engines.Choice.of(candidate), threads=1)
 
 
 def _judged(candidate: engine_report.Candidate, engine: engines.Engine, trial: _Trial) -> engine_report.Candidate:

@@ -192,7 +192,11 @@ class Batcher:
 
     def _remove(self, waiting: _Waiting) -> None:
         waiting.queued = False
-        del self._by_length[bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])]
+        del self._by_length[self._position(waiting)]
+
+    def _position(self, waiting: _Waiting) -> int:
+        """Where a waiting row is among the rows by length."""
+        return bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])
 
     def _run(self) -> None:
         """The engine's thread: batch after batch until it is told to stop."""
@@ -233,8 +237,7 @@ class Batcher:
 
     def _with_neighbours(self, first: _Waiting) -> list[_Waiting]:
         """The row whose turn it is, with the neighbours in length that make its batch cheap; all leave the queue."""
-        start = bisect.bisect_left(self._by_length, first.place, key=lambda entry: entry[0])
-        _, low, high = max(self._windows(start))
+        _, low, high = max(self._windows(self._position(first)))
         batch = [waiting for _, waiting in self._by_length[low:high]]
         del self._by_length[low:high]
         for waiting in batch:
