@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from madewithml import checkpoint, config, data, encoders, errors, fitting, predict, runs, texts, train
+from madewithml import calibration, checkpoint, config, data, encoders, errors, fitting, predict, runs, texts, train
 from tests.conftest import EXPERIMENT, LABELS, MAX_TOKENS
 
 
@@ -70,8 +70,10 @@ def test_the_checkpoint_holds_the_weights_of_the_best_epoch(
     trained: train.TrainResult, settings: config.Settings
 ) -> None:
     validation = runs.connect(settings).recorded_rows(trained.run_id, "validation")
-    probabilities = predict.TorchPredictor.from_checkpoint(trained.checkpoint).predict_proba(validation.rows)
+    logits = predict.TorchPredictor.from_checkpoint(trained.checkpoint).text_logits(validation.texts)
     truth = [LABELS.index(label) for label in validation.labels]
+    temperature = max(1.0, calibration.fit_temperature(logits, truth))
+    probabilities = calibration.softmax(logits, temperature=temperature)
     loss = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
     assert loss == pytest.approx(trained.metrics["val_loss"], abs=1e-4)
 
@@ -186,7 +188,7 @@ def epochs_of(job: train._Job, monkeypatch: pytest.MonkeyPatch, **changes: Any) 
     return reported
 
 
-def test_only_an_epoch_that_is_better_than_all_before_is_kept(
+def test_an_epoch_that_is_better_than_all_before_is_kept(
     job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported = epochs_of(job, monkeypatch, num_epochs=4, patience=9, learning_rate=0.03)
@@ -194,7 +196,15 @@ def test_only_an_epoch_that_is_better_than_all_before_is_kept(
     assert [metrics["epoch"] for metrics, _ in reported] == [1, 2, 3, 4]
     lowest = [loss < min([float("inf"), *losses[:i]]) for i, loss in enumerate(losses)]
     assert all(kept for (_, kept), is_lowest in zip(reported, lowest, strict=True) if is_lowest)
-    assert not all(kept for _, kept in reported)
+
+
+def test_only_the_epochs_that_early_stopping_keeps_come_with_a_model(
+    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([True, False, True, False])
+    monkeypatch.setattr(train.fitting.EarlyStopping, "keeps", lambda _self, _validation: next(answers))
+    reported = epochs_of(job, monkeypatch, num_epochs=4, patience=9)
+    assert [kept for _, kept in reported] == [True, False, True, False]
 
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(
