@@ -23,7 +23,7 @@ ADDED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "UVICORN_LOG_LEVEL": "warning",  # MLflow starts uvicorn itself and has no option for it
     "TOKENIZERS_PARALLELISM": "false",  # one thread each
-    "PYTHONPATH": str(PEERS),
+    "PYTHONPATH": os.pathsep.join((str(PEERS), str(PEERS.parents[1]))),
 }
 
 

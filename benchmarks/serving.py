@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), help="contenders, comma-separated")
     parser.add_argument("--engine", choices=("torch", "onnxruntime", "openvino"), help="instead of report.json's")
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--file", default="model.onnx", help="graph under engines/")
+    parser.add_argument("--file", default="model.xml", help="graph under engines/")
     return parser.parse_args()
 
 

@@ -170,15 +170,19 @@ class Checkpoint:
         return path
 
     def verify_engine(self, name: str) -> None:
-        """Compare a graph with its hash in the report.
+        """Compare a graph, and the weights beside it where they are a file of their own, with the report's hashes.
 
         Raises:
             CheckpointError: It is missing or was changed.
         """
-        report, path = self.read_engines(), self.engines_folder / name
-        if report is None or not path.is_file() or encoders.file_sha256(path) != report.files.get(name):
-            msg = f"{str(path)!r} is missing or damaged: run `madewithml optimize` again, or serve with --engine torch"
-            raise errors.CheckpointError(msg)
+        report = self.read_engines()
+        known = report.files if report else {}
+        weights = engine_report.weights_file(name)
+        for part in (name, weights) if weights in known else (name,):
+            path = self.engines_folder / part
+            if not path.is_file() or encoders.file_sha256(path) != known.get(part):
+                msg = f"{str(path)!r} is missing or damaged: run `madewithml optimize` again or use --engine torch"
+                raise errors.CheckpointError(msg)
 
     def read_golden(self) -> Golden | None:
         """The golden rows, or None if the checkpoint has none."""

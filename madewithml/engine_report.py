@@ -71,13 +71,15 @@ class CostCurve:
     Attributes:
         budget_tokens: Padded tokens of the smallest batch that is as cheap a row as the best one, or nearly.
         overhead_tokens: What a batch costs beside its padded tokens, in tokens: the weights are read once for each.
+        pads: Whether each row of a batch costs what the longest of them costs; False where only real tokens count.
     """
 
     budget_tokens: int
     overhead_tokens: float
+    pads: bool = True
 
     @classmethod
-    def of(cls, costs: Sequence[BatchCost]) -> CostCurve:
+    def of(cls, costs: Sequence[BatchCost], *, pads: bool = True) -> CostCurve:
         """The curve of measured costs: seconds = slope x (padded tokens + overhead), by least squares."""
         tokens = np.array([cost.rows * cost.length for cost in costs], dtype=np.float64)
         # Relative errors count: a batch of one row matters as much as one of 32.
@@ -85,7 +87,7 @@ class CostCurve:
         design = np.stack([tokens * weights, weights], axis=1)
         slope, start = np.linalg.lstsq(design, np.ones(len(costs)), rcond=None)[0]
         overhead = max(0.0, float(start / slope)) if slope > 0 else 0.0
-        return cls(batch_tokens(costs), round(overhead, 1))
+        return cls(batch_tokens(costs), round(overhead, 1), pads)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class EngineReport:
         host: Traits of the machine it was measured on.
         libraries: Versions of the engines.
         date: When.
+        pads: Whether each row of a batch costs what the longest of them costs on the chosen engine.
     """
 
     engine: str
@@ -117,6 +120,7 @@ class EngineReport:
     host: Mapping[str, str]
     libraries: Mapping[str, str]
     date: str
+    pads: bool = True
 
     @property
     def chosen(self) -> Candidate:
@@ -132,7 +136,7 @@ class EngineReport:
     @property
     def curve(self) -> CostCurve:
         """What batching is worth on the chosen engine."""
-        return CostCurve.of(self.costs)
+        return CostCurve.of(self.costs, pads=self.pads)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -175,3 +179,8 @@ def batch_tokens(costs: Sequence[BatchCost]) -> int:
         chosen = next(cost for cost in of_length if cost.seconds / cost.rows <= least * SLACK)
         budgets.append(chosen.rows * length)
     return sorted(budgets)[len(budgets) // 2]
+
+
+def weights_file(graph: str) -> str:
+    """Name of the file in which a graph of OpenVINO's own form keeps its weights."""
+    return f"{graph.removesuffix('.xml')}.bin"

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import errors, host
+from madewithml import errors, host, ragged
 
 if TYPE_CHECKING:
     from madewithml import checkpoint, engine_report, tokenization
@@ -36,10 +37,12 @@ class Engine(Protocol):
     Attributes:
         name: `torch`, `onnxruntime` or `openvino`.
         precision: Number format of the computation, `fp32` for instance.
+        pads: Whether each row of a batch costs what the longest of them costs.
     """
 
     name: str
     precision: str
+    pads: bool
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """Compute logits.
@@ -64,6 +67,7 @@ class TorchEngine:
 
     name = "torch"
     precision = "fp32"
+    pads = True
 
     def __init__(self, source: checkpoint.Checkpoint, *, threads: int) -> None:
         import torch  # late: a process that uses another engine never needs it
@@ -105,10 +109,12 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.precision = precision
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.pads = not _is_ragged(node.name for node in self._session.get_inputs())
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
-        result: Logits = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        inputs = {"input_ids": ids, "attention_mask": mask} if self.pads else ragged.lay_out(ids, mask)
+        result: Logits = self._session.run(None, inputs)[0]
         return result
 
 
@@ -116,7 +122,7 @@ class OpenVinoEngine:
     """OpenVINO on an exported graph; `bf16` computes an fp32 graph in bfloat16.
 
     Args:
-        graph: The ONNX file.
+        graph: The graph, in ONNX or OpenVINO's own form.
         precision: Number format of the computation.
         threads: Threads of one computation.
         max_length: Tokens that fit the model.
@@ -140,15 +146,20 @@ class OpenVinoEngine:
             },
         )
         self.precision = precision
+        self.pads = not _is_ragged(node.any_name for node in compiled.inputs)
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
         self._max_length = max_length
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
-        wide_ids, wide_mask = self._widened(ids), self._widened(mask)
-        outputs = self._request.infer({"input_ids": wide_ids, "attention_mask": wide_mask}, share_inputs=True)
+        outputs = self._request.infer(self._inputs(ids, mask), share_inputs=True)
         return np.array(outputs[self._output])  # a copy: the next call writes into the same memory
+
+    def _inputs(self, ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
+        if not self.pads:
+            return ragged.lay_out(ids, mask)
+        return {"input_ids": self._widened(ids), "attention_mask": self._widened(mask)}
 
     def _widened(self, values: tokenization.Ints) -> tokenization.Ints:
         """With columns that the mask leaves out, up to the next length that the engine shall know.
@@ -163,6 +174,11 @@ class OpenVinoEngine:
         wide = np.zeros((rows, width), dtype=np.int64)
         wide[:, :length] = values
         return wide
+
+
+def _is_ragged(inputs: Iterable[str]) -> bool:
+    """Whether a graph with these inputs takes ragged batches."""
+    return set(ragged.INPUTS) == set(inputs)
 
 
 class Choice(NamedTuple):

@@ -1,28 +1,40 @@
 """Exporting: a checkpoint's torch model becomes ONNX graphs that the other engines run.
 
-    checkpoint -> export -> model.onnx (fp32) -> quantise_dynamic, quantise_static -> int8 graphs
+    checkpoint -> export -> model.onnx (fp32) -> to_openvino -> model.xml, model.bin
+                                              -> quantise_dynamic, quantise_static -> int8 graphs
 
-The graphs take `input_ids` and `attention_mask`, int64 [n, length], and give `logits`, float32 [n, k], for any n and
-length.
+A BERT's graphs take ragged batches (`ragged`); those of other architectures `input_ids` and `attention_mask`, int64
+[n, length]. All give `logits`, float32 [n, k], for any n and length.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from madewithml import checkpoint, errors, models, tokenization
+from madewithml import checkpoint, errors, models, ragged, ragged_bert, tokenization
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUTS = ("input_ids", "attention_mask")
+PADDED_AXES = {name: {0: "rows", 1: "length"} for name in INPUTS} | {"logits": {0: "rows"}}
+RAGGED_AXES = {
+    **{name: {0: "tokens"} for name in ("ids", "positions", "places")},
+    **{name: {0: "rows", 1: "length"} for name in ("slots", "mask")},
+    "logits": {0: "rows"},
+}
 OPSET = 17
+LAYER = re.compile(r"/layers?\.(\d+)/")  # in the name of a node
 
 
 class _LogitsOnly(nn.Module):
@@ -37,59 +49,34 @@ class _LogitsOnly(nn.Module):
         return logits
 
 
-class _FirstTokenLayer(nn.Module):
-    """A BERT's last layer, for its first token alone: no other is read by the head.
-
-    It saves most of one layer: queries, attention rows and the feed-forward part of all the other tokens.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
-    ) -> torch.Tensor:
-        attention, first = self.layer.attention.self, hidden_states[:, :1]
-        shape = (*hidden_states.shape[:2], attention.num_attention_heads, attention.attention_head_size)
-        query = attention.query(first).view(shape[0], 1, *shape[2:]).transpose(1, 2)
-        key = attention.key(hidden_states).view(shape).transpose(1, 2)
-        value = attention.value(hidden_states).view(shape).transpose(1, 2)
-        mask = None if attention_mask is None else attention_mask[:, :, :1]
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        context = context.transpose(1, 2).reshape(shape[0], 1, -1)
-        output: torch.Tensor = self.layer.feed_forward_chunk(self.layer.attention.output(context, first))
-        return output
-
-
-def _narrow(model: Any) -> None:
-    """Let a BERT compute of its last layer only what its head reads."""
-    if getattr(model.config, "model_type", None) == "bert" and not model.config.is_decoder:
-        layers = model.bert.encoder.layer
-        layers[-1] = _FirstTokenLayer(layers[-1])
-
-
-def export(source: checkpoint.Checkpoint, target: Path) -> None:
+def export(source: checkpoint.Checkpoint, target: Path, *, may_be_ragged: bool = True) -> None:
     """Write the checkpoint's model as an ONNX graph in fp32.
+
+    Args:
+        source: The checkpoint.
+        target: File to write.
+        may_be_ragged: Whether the graph takes ragged batches where the architecture allows it.
 
     Raises:
         InputError: Its architecture cannot be exported.
     """
     classifier = models.from_folder(source.folder).eval()
-    _narrow(classifier)
-    model = _LogitsOnly(classifier)
-    ids = torch.full((2, 8), source.metadata.pad_id + 1, dtype=torch.int64)
-    mask = torch.ones_like(ids)
-    mask[1, 6:] = 0  # with padding, so that no attention is traced as if there never were any
-    axes = {name: {0: "rows", 1: "length"} for name in INPUTS} | {"logits": {0: "rows"}}
+    token = source.metadata.pad_id + 1
+    # Rows of different length, so that no attention is traced as if there never were any padding.
+    ids, mask = tokenization.pad([[token] * 8, [token] * 6], pad_id=source.metadata.pad_id)
+    model: nn.Module
+    if may_be_ragged and ragged_bert.suits(classifier):
+        model, inputs, axes = ragged_bert.RaggedBert(classifier), ragged.lay_out(ids, mask), RAGGED_AXES
+    else:
+        model, inputs, axes = _LogitsOnly(classifier), dict(zip(INPUTS, (ids, mask), strict=True)), PADDED_AXES
     try:
         with _quiet(), torch.inference_mode():
             # The tracing exporter: OpenVINO cannot read what torch's newer one writes for these models.
             torch.onnx.export(
                 model,
-                (ids, mask),
+                tuple(torch.from_numpy(values) for values in inputs.values()),
                 str(target),
-                input_names=list(INPUTS),
+                input_names=list(inputs),
                 output_names=["logits"],
                 dynamic_axes=axes,
                 opset_version=OPSET,
@@ -99,8 +86,25 @@ def export(source: checkpoint.Checkpoint, target: Path) -> None:
         raise errors.InputError(f"the model cannot be exported to ONNX: {str(err).splitlines()[0]}") from err
 
 
+def to_openvino(graph: Path, target: Path) -> None:
+    """Write a graph in OpenVINO's own form, `target` and beside it a `.bin` with the weights.
+
+    OpenVINO maps that file into memory, so that all processes of a machine share one copy of it, and reads it sooner.
+    """
+    import openvino
+
+    model = openvino.Core().read_model(str(graph))
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        written = Path(scratch) / target.name
+        openvino.save_model(model, str(written), compress_to_fp16=False)
+        # Moved into place: a service may have the file of that name mapped, and must go on reading what it read.
+        for path in (written.with_suffix(".bin"), written):
+            path.replace(target.with_name(path.name))
+
+
 def quantise_dynamic(graph: Path, target: Path) -> None:
     """Write an int8 graph whose activations are scaled anew for each batch."""
+    import onnx
     from onnxruntime import quantization
 
     with _quiet():
@@ -108,8 +112,8 @@ def quantise_dynamic(graph: Path, target: Path) -> None:
             graph,
             target,
             per_channel=True,
-            op_types_to_quantize=["MatMul"],
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=_products_with_weights(onnx.load(str(graph))),
         )
 
 
@@ -126,23 +130,35 @@ def quantise_static(graph: Path, target: Path, *, rows: Sequence[Sequence[int]],
     from onnxruntime import quantization
 
     model = onnx.load(str(graph))
-    weights = {tensor.name for tensor in model.graph.initializer}
-    # Products with weights; those of attention, between activations, lose too much.
-    chosen = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+    is_ragged = ragged.INPUTS[0] in {value.name for value in model.graph.input}
     with _quiet():
         quantization.quantize_static(
             graph,
             target,
-            _calibration(rows, pad_id=pad_id),
+            _calibration(rows, pad_id=pad_id, is_ragged=is_ragged),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_quantize=chosen,
+            nodes_to_quantize=_products_with_weights(model),
         )
 
 
-def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int) -> Any:
+def _products_with_weights(model: onnx.ModelProto) -> list[str]:
+    """The products to compute in int8: those with weights, but for the last layer's.
+
+    Products of attention, between activations, lose too much. So does the last layer where it was made to average the
+    tokens (`models`): beside weights of 8 the small ones that were learned vanish. It costs next to nothing, since only
+    the first token of each row goes through most of it.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    layer_of = {name: int(match[1]) for name in found if (match := LAYER.search(name))}
+    last = max(layer_of.values(), default=0)
+    return [name for name in found if layer_of.get(name, last) < last] or found
+
+
+def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int, is_ragged: bool) -> Any:
     """A reader in ONNX Runtime's form, one row a batch."""
     from onnxruntime import quantization
 
@@ -152,7 +168,10 @@ def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int) -> Any:
 
         def get_next(self) -> dict[str, tokenization.Ints] | None:
             row = next(self._rows, None)
-            return None if row is None else dict(zip(INPUTS, tokenization.pad([row], pad_id=pad_id), strict=True))
+            if row is None:
+                return None
+            padded = tokenization.pad([row], pad_id=pad_id)
+            return ragged.lay_out(*padded) if is_ragged else dict(zip(INPUTS, padded, strict=True))
 
     return Reader()
 

@@ -42,15 +42,17 @@ from madewithml import (
 logger = logging.getLogger(__name__)
 
 FP32_GRAPH, DYNAMIC_GRAPH, STATIC_GRAPH = "model.onnx", "model-int8-dynamic.onnx", "model-int8.onnx"
+OPENVINO_GRAPH = "model.xml"
 CANDIDATES = (
     engine_report.Candidate("torch", "fp32", None),
     engine_report.Candidate("onnxruntime", "fp32", FP32_GRAPH),
     engine_report.Candidate("onnxruntime", "int8-dynamic", DYNAMIC_GRAPH),
     engine_report.Candidate("onnxruntime", "int8", STATIC_GRAPH),
-    engine_report.Candidate("openvino", "fp32", FP32_GRAPH),
-    engine_report.Candidate("openvino", "bf16", FP32_GRAPH),
+    engine_report.Candidate("openvino", "fp32", OPENVINO_GRAPH),
+    engine_report.Candidate("openvino", "bf16", OPENVINO_GRAPH),
     engine_report.Candidate("openvino", "int8", STATIC_GRAPH),
 )
+GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
 LIBRARIES = ("torch", "onnxruntime", "openvino")
 MAX_ROWS = 256
 HELD_OUT = ("calibration", "test", "validation")
@@ -174,11 +176,16 @@ def _write_graphs(trial: _Trial, folder: Path) -> dict[str, str]:
     graph = folder / FP32_GRAPH
     writers: dict[str, Callable[[], None]] = {
         FP32_GRAPH: lambda: exporting.export(trial.source, graph),
+        OPENVINO_GRAPH: lambda: exporting.to_openvino(graph, folder / OPENVINO_GRAPH),
         DYNAMIC_GRAPH: lambda: exporting.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
         STATIC_GRAPH: lambda: exporting.quantise_static(graph, folder / STATIC_GRAPH, rows=rows, pad_id=pad_id),
     }
-    outcomes = {name: _failure(write) for name, write in writers.items()}
-    return {name: reason for name, reason in outcomes.items() if reason is not None}
+    failed: dict[str, str] = {}
+    for name, write in writers.items():
+        reason = failed.get(FP32_GRAPH) or _failure(write)  # the other graphs are made from the first
+        if reason is not None:
+            failed[name] = reason
+    return failed
 
 
 def _failure(write: Callable[[], None]) -> str | None:
@@ -213,8 +220,7 @@ def _judged(candidate: engine_report.Candidate, engine: engines.Engine, trial: _
         trial.reference, own, alone=_in_other_company(engine, trial), temperature=policy.temperature
     )
     reason = fidelity.fault(found) or fidelity.certificate_fault(policy, own, trial.certify_rows)
-    weights = trial.source.folder / "model.safetensors"
-    size = (trial.source.engines_folder / candidate.file if candidate.file else weights).stat().st_size
+    size = sum(path.stat().st_size for path in _files(candidate, trial.source))
     speeds = _speeds(engine, trial)
     return dataclasses.replace(
         candidate,
@@ -224,6 +230,14 @@ def _judged(candidate: engine_report.Candidate, engine: engines.Engine, trial: _
         passed=reason is None,
         reason=reason,
     )
+
+
+def _files(candidate: engine_report.Candidate, source: checkpoint.Checkpoint) -> list[Path]:
+    """The files a candidate reads."""
+    if candidate.file is None:
+        return [source.folder / "model.safetensors"]
+    names = (candidate.file, engine_report.weights_file(candidate.file))
+    return [path for name in dict.fromkeys(names) if (path := source.engines_folder / name).is_file()]
 
 
 def _in_other_company(engine: engines.Engine, trial: _Trial) -> dict[int, fidelity.Logits]:
@@ -265,27 +279,28 @@ def _with_speeds(tried: list[engine_report.Candidate], trial: _Trial) -> list[en
 
 def _report(candidates: list[engine_report.Candidate], trial: _Trial) -> engine_report.EngineReport:
     chosen = next(candidate for candidate in candidates if candidate.passed)
-    kept = {candidate.file for candidate in candidates if candidate.passed and candidate.file}
-    folder = trial.source.engines_folder
+    kept = {path for c in candidates if c.passed and c.file for path in _files(c, trial.source)}
+    engine = _build(chosen, trial)
     return engine_report.EngineReport(
         engine=chosen.engine,
         precision=chosen.precision,
         file=chosen.file,
         candidates=tuple(candidates),
-        costs=tuple(speed.batch_costs(_build(chosen, trial), trial.workload)),
+        costs=tuple(speed.batch_costs(engine, trial.workload)),
         num_rows=len(trial.tokens),
         weights_sha256=trial.source.weights_sha256,
-        files={name: encoders.file_sha256(folder / name) for name in sorted(kept)},
+        files={path.name: encoders.file_sha256(path) for path in sorted(kept)},
         host=host.traits(),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES if engines.installed(name)},
         date=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+        pads=engine.pads,
     )
 
 
 def _tidy(folder: Path, *, keep: set[str]) -> None:
     """Remove the graphs that no admitted engine runs."""
-    for path in folder.glob("*.onnx"):
-        if path.name not in keep:
+    for path in folder.iterdir():
+        if path.suffix in GRAPH_SUFFIXES and path.name not in keep:
             path.unlink()
 
 

@@ -128,13 +128,17 @@ def show_optimization(document: Mapping[str, Any], console: rich.console.Console
             _number(candidate["max_probability_change"]),
             _number(candidate["max_batch_change"]),
             f"{candidate['megabytes']:.0f}",
-            "chosen" if chosen else rich.markup.escape(candidate["reason"] or "passed"),
+            "chosen" if chosen else "passed" if candidate["passed"] else "rejected",
         )
     table.columns[0].no_wrap = True
     for column in table.columns[1:-1]:
         column.justify = "right"
     console.print(f"run {document['run_id']} on {document['num_rows']} held-out rows", markup=False, soft_wrap=True)
     console.print(table)
+    for candidate in document["candidates"]:
+        if not candidate["passed"]:
+            reason = f"{candidate['engine']} {candidate['precision']}: {candidate['reason']}"
+            console.print(f"  rejected, {reason}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         "rows/s on one thread at the best batch size; probability and batch: the largest change of a probability "
         "against fp32 torch, and by what else is in the batch",

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 
 from madewithml import checkpoint, engines, errors, exporting, tokenization
@@ -54,17 +54,34 @@ def test_an_answer_of_openvino_is_not_overwritten_by_the_next(graph: Path) -> No
     np.testing.assert_array_equal(first, kept)
 
 
-def test_of_the_last_layer_only_the_first_token_is_computed(graph: Path, tmp_path: Path) -> None:
-    """Keys and values are of every token, the query of one."""
-    model = onnx.load(str(graph))
-    last = {node.name.split("/")[-2]: node.output[0] for node in model.graph.node if "layer.1" in node.name}
-    names = [last[part] for part in ("query", "key", "value")]
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    onnx.save(model, tmp_path / "inside.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "inside.onnx"), providers=["CPUExecutionProvider"])
-    ids, mask = tokenization.pad(ROWS, pad_id=0)
-    seen = session.run(names, {"input_ids": ids, "attention_mask": mask})
-    assert [values.shape[1] for values in seen] == [1, ids.shape[1], ids.shape[1]]
+def test_openvino_gives_the_same_from_a_graph_of_its_own_form(
+    graph: Path, expected: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    exporting.to_openvino(graph, tmp_path / "model.xml")
+    engine = engines.OpenVinoEngine(tmp_path / "model.xml", precision="fp32", threads=1, max_length=64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    np.testing.assert_allclose(engine.logits(*tokenization.pad(ROWS, pad_id=0)), expected, atol=1e-5)
+
+
+def test_a_graph_that_is_written_again_leaves_a_reader_of_the_first_alone(graph: Path, tmp_path: Path) -> None:
+    exporting.to_openvino(graph, tmp_path / "model.xml")
+    with (tmp_path / "model.bin").open("rb") as reader:
+        first = reader.read()
+        exporting.to_openvino(graph, tmp_path / "model.xml")
+        reader.seek(0)
+        assert reader.read() == first
+        assert (tmp_path / "model.bin").stat().st_ino != os.fstat(reader.fileno()).st_ino
+
+
+def test_a_bert_takes_ragged_batches_unless_told_otherwise(
+    graph: Path, found: checkpoint.Checkpoint, expected: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    exporting.export(found, tmp_path / "padded.onnx", may_be_ragged=False)
+    padded = engines.OnnxRuntimeEngine(tmp_path / "padded.onnx", precision="fp32", threads=1)
+    assert (engines.OnnxRuntimeEngine(graph, precision="fp32", threads=1).pads, padded.pads) == (False, True)
+    np.testing.assert_allclose(padded.logits(*tokenization.pad(ROWS, pad_id=0)), expected, atol=1e-5)
+    wide = engines.OpenVinoEngine(tmp_path / "padded.onnx", precision="fp32", threads=1, max_length=64)
+    np.testing.assert_allclose(wide.logits(*tokenization.pad(ROWS, pad_id=0)), expected, atol=1e-5)
 
 
 def test_weights_of_both_int8_graphs_are_int8(graph: Path, tmp_path: Path, expected: npt.NDArray[np.float32]) -> None:
@@ -76,6 +93,14 @@ def test_weights_of_both_int8_graphs_are_int8(graph: Path, tmp_path: Path, expec
         assert onnx.TensorProto.INT8 in kinds
         logits = engines.OnnxRuntimeEngine(path, precision="int8", threads=1).logits(*tokenization.pad(ROWS, pad_id=0))
         np.testing.assert_allclose(logits, expected, atol=0.5)
+
+
+def test_the_last_layer_is_not_quantised(graph: Path, tmp_path: Path) -> None:
+    """Beside the weights that average the tokens, what it learned would vanish."""
+    exporting.quantise_dynamic(graph, tmp_path / "dynamic.onnx")
+    products = [n.name for n in onnx.load(str(tmp_path / "dynamic.onnx")).graph.node if n.op_type == "MatMulInteger"]
+    assert len(products) == 4
+    assert all("/layers.0/" in name for name in products)
 
 
 def test_with_fixed_scales_an_answer_does_not_depend_on_its_batch(graph: Path, tmp_path: Path) -> None:

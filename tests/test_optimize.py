@@ -52,8 +52,13 @@ def test_the_fastest_that_passed_is_chosen(optimised: dict[str, Any]) -> None:
 
 
 def test_only_graphs_of_admitted_engines_are_kept(optimised: dict[str, Any], checkpoint_folder: Path) -> None:
-    graphs = {path.name for path in (checkpoint_folder / checkpoint.ENGINES).glob("*.onnx")}
-    assert graphs == set(optimised["files"]) == {c["file"] for c in optimised["candidates"] if c["passed"]} - {None}
+    kept = {path.name for path in (checkpoint_folder / checkpoint.ENGINES).iterdir()} - {checkpoint.ENGINE_REPORT}
+    graphs = {c["file"] for c in optimised["candidates"] if c["passed"]} - {None}
+    assert kept == set(optimised["files"]) == graphs | ({"model.bin"} if "model.xml" in graphs else set())
+
+
+def test_the_report_says_that_padding_costs_nothing(optimised: dict[str, Any]) -> None:
+    assert optimised["pads"] is (optimised["engine"] == "torch")
 
 
 def test_the_report_is_stored_with_the_run(

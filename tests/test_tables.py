@@ -37,7 +37,8 @@ def test_brackets_in_names_and_notes_are_shown_as_they_are(shown: str) -> None:
 def test_an_optimisation_is_shown_with_every_candidate_and_why_it_was_rejected() -> None:
     def candidate(engine: str, precision: str, **more: object) -> dict[str, object]:
         empty = {"rows_per_second": 0.0, "agreement": None, "max_probability_change": None, "max_batch_change": None}
-        return {"engine": engine, "precision": precision, **empty, "megabytes": 0.0, "reason": None, **more}
+        passed = {"passed": "reason" not in more}
+        return {"engine": engine, "precision": precision, **empty, **passed, "megabytes": 0.0, "reason": None, **more}
 
     document = {
         "run_id": "run-7",
@@ -57,6 +58,7 @@ def test_an_optimisation_is_shown_with_every_candidate_and_why_it_was_rejected()
     assert "run run-7 on 200 held-out rows" in text
     assert cells == [
         ["openvino bf16", "321", "100.0%", "0.009", "-", "0", "chosen"],
-        ["onnxruntime int8", "-", "-", "-", "-", "0", "another [label] on 3.0% of rows"],
+        ["onnxruntime int8", "-", "-", "-", "-", "0", "rejected"],
         ["torch fp32", "-", "-", "-", "-", "0", "passed"],
     ]
+    assert "  rejected, onnxruntime int8: another [label] on 3.0% of rows\n" in text

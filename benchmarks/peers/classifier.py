@@ -1,7 +1,7 @@
 """The model that every peer serves, so that what differs between them is the server and nothing else.
 
-text -> `tokenizers` -> padded rectangle -> engine, one thread -> softmax -> answers. It knows a checkpoint folder and
-nothing of Made With ML. Which checkpoint, engine and precision is said by the environment (`from_environment`):
+text -> `tokenizers` -> rectangle -> engine, one thread -> softmax -> answers. It knows a checkpoint folder, and of Made
+With ML only how a rectangle is laid out for a graph that computes nothing for padding: the engine is the same for all. Which checkpoint, engine and precision is said by the environment (`from_environment`):
 PEER_CHECKPOINT, PEER_ENGINE (torch, onnxruntime, openvino), PEER_PRECISION, PEER_FILE (under `engines/`).
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+
+from madewithml import ragged
 
 THRESHOLD = 0.9
 ABSTAIN_LABEL = "other"
@@ -154,9 +156,10 @@ def _onnxruntime(graph: Path, _precision: str) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    inputs_of = _inputs_of({node.name for node in session.get_inputs()})
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
+        return session.run(["logits"], inputs_of(ids, mask))[0]
 
     return run
 
@@ -171,9 +174,17 @@ def _openvino(graph: Path, precision: str) -> Run:
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
-    request = openvino.Core().compile_model(str(graph), "CPU", configuration).create_infer_request()
+    compiled = openvino.Core().compile_model(str(graph), "CPU", configuration)
+    request, inputs_of = compiled.create_infer_request(), _inputs_of({node.any_name for node in compiled.inputs})
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)["logits"]
+        return request.infer(inputs_of(ids, mask), share_inputs=True)["logits"]
 
     return run
+
+
+def _inputs_of(names: set[str]) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """What a graph with these inputs is given for a rectangle."""
+    if names == set(ragged.INPUTS):
+        return ragged.lay_out
+    return lambda ids, mask: {"input_ids": ids, "attention_mask": mask}

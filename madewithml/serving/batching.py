@@ -5,9 +5,10 @@
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
 The engine's thread takes its batches itself, so it never waits for a busy event loop.
 
-A batch is the row whose turn it is, with its neighbours in length for as long as they make it cheaper a token: each row
-more shares the fixed cost of a batch, and may add padding. How much each weighs on this engine was measured by
-`optimize`. Turns go by rank: the time a row came, plus a little for each row of the same call
+A batch is the row whose turn it is, with those whose turn is next, up to the tokens beyond which more would not make it
+cheaper. On an engine that pads, it is taken with its neighbours in length instead, for as long as they make it cheaper
+a token: each row more shares the fixed cost of a batch, and may add padding. How much each weighs on this engine was
+measured by `optimize`. Turns go by rank: the time a row came, plus a little for each row of the same call
 before it, so that a call of a thousand rows does not hold up one of a single row. Every batch holds the row of the
 lowest rank, so none starves.
 
@@ -231,9 +232,24 @@ class Batcher:
             while self._by_rank:
                 _, _, first = heapq.heappop(self._by_rank)
                 if first.queued:
-                    return self._with_neighbours(first)
+                    return self._with_neighbours(first) if self._curve.pads else self._with_followers(first)
             self._idle = True
             return []
+
+    def _with_followers(self, first: _Waiting) -> list[_Waiting]:
+        """The row whose turn it is, with those whose turn is next; all leave the queue."""
+        batch, tokens = [first], len(first.row.ids)
+        while self._by_rank and len(batch) < self._max_batch_size:
+            _, _, following = self._by_rank[0]
+            if following.queued:
+                tokens += len(following.row.ids)
+                if tokens > self._curve.budget_tokens:
+                    break
+                batch.append(following)
+            heapq.heappop(self._by_rank)
+        for waiting in batch:
+            self._remove(waiting)
+        return batch
 
     def _with_neighbours(self, first: _Waiting) -> list[_Waiting]:
         """The row whose turn it is, with the neighbours in length that make its batch cheap; all leave the queue."""

@@ -67,9 +67,9 @@ def of_length(length, mark=0):
     return row(mark, *[0] * (length - 1))
 
 
-def make(engine, *, max_batch_size=4, budget_tokens=10_000, overhead_tokens=10_000.0, max_queue_rows=100):
+def make(engine, *, max_batch_size=4, budget_tokens=10_000, overhead_tokens=10_000.0, max_queue_rows=100, pads=True):
     """A queue; by default a batch costs so much by itself that it is always worth filling."""
-    curve = engine_report.CostCurve(budget_tokens, overhead_tokens)
+    curve = engine_report.CostCurve(budget_tokens, overhead_tokens, pads)
     return batching.Batcher(engine, max_batch_size=max_batch_size, curve=curve, max_queue_rows=max_queue_rows)
 
 
@@ -159,6 +159,34 @@ class TestBatches:
             return [7 in {ids[0] for ids in batch} for batch in engine.batches[:4]]
 
         assert asyncio.run(scenario()) == [False, False, True, False]
+
+    def test_where_padding_costs_nothing_rows_go_in_the_order_they_came(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=3, pads=False)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, of_length(length)) for length in (10, 50, 11, 52, 9, 51)]
+            engine.release()
+            await asyncio.gather(*calls)
+            return [list(map(len, batch)) for batch in engine.batches[1:]], batcher.waiting
+
+        assert asyncio.run(scenario()) == ([[10, 50, 11], [52, 9, 51]], 0)
+
+    def test_where_padding_costs_nothing_the_budget_counts_real_tokens(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_batch_size=10, budget_tokens=40, pads=False)
+            calls = [await occupy(batcher, engine)]
+            calls += [await submit(batcher, of_length(length)) for length in (30, 5, 5, 1, 100, 3)]
+            gone = await submit(batcher, of_length(2, mark=8))
+            gone.cancel()
+            await asyncio.wait([gone])
+            engine.release()
+            await asyncio.gather(*calls)
+            return [list(map(len, batch)) for batch in engine.batches[1:]], batcher.waiting
+
+        # a row longer than the budget goes alone, and one that nobody waits for is not computed
+        assert asyncio.run(scenario()) == ([[30, 5, 5], [1], [100], [3]], 0)
 
     def test_a_batch_holds_at_most_its_budget_of_tokens_padding_included(self):
         async def scenario():
