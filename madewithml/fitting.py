@@ -47,8 +47,8 @@ class Hyperparameters:
 
     num_epochs: int = 4
     batch_size: int = 16
-    learning_rate: float = 5e-5
-    head_learning_rate: float = 1e-4
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_share: float = 0.1
     average_decay: float = 0.95
