@@ -1,8 +1,9 @@
 """The model that every peer serves, so that what differs between them is the server and nothing else.
 
 text -> `tokenizers` -> rectangle -> engine, one thread -> softmax -> answers. It knows a checkpoint folder, and of Made
-With ML only how a rectangle is laid out for a graph that computes nothing for padding: the engine is the same for all. Which checkpoint, engine and precision is said by the environment (`from_environment`):
-PEER_CHECKPOINT, PEER_ENGINE (torch, onnxruntime, openvino), PEER_PRECISION, PEER_FILE (under `engines/`).
+With ML only how a rectangle is laid out for a graph that computes nothing for padding: the engine is the same for all.
+Which checkpoint, engine and precision is said by the environment (`from_environment`): PEER_CHECKPOINT, PEER_ENGINE
+(torch, onnxruntime, openvino), PEER_PRECISION, PEER_FILE (under `engines/`).
 """
 
 from __future__ import annotations
