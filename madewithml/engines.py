@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -109,12 +108,13 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.precision = precision
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        self.pads = not _is_ragged(node.name for node in self._session.get_inputs())
+        self._names = {node.name for node in self._session.get_inputs()}
+        self.pads = not ragged.takes(self._names)
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
-        inputs = {"input_ids": ids, "attention_mask": mask} if self.pads else ragged.lay_out(ids, mask)
-        result: Logits = self._session.run(None, inputs)[0]
+        padded = {"input_ids": ids, "attention_mask": mask}
+        result: Logits = self._session.run(None, padded if self.pads else ragged.lay_out(ids, mask, self._names))[0]
         return result
 
 
@@ -146,7 +146,8 @@ class OpenVinoEngine:
             },
         )
         self.precision = precision
-        self.pads = not _is_ragged(node.any_name for node in compiled.inputs)
+        self._names = {node.any_name for node in compiled.inputs}
+        self.pads = not ragged.takes(self._names)
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
         self._max_length = max_length
@@ -158,7 +159,7 @@ class OpenVinoEngine:
 
     def _inputs(self, ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
         if not self.pads:
-            return ragged.lay_out(ids, mask)
+            return ragged.lay_out(ids, mask, self._names)
         return {"input_ids": self._widened(ids), "attention_mask": self._widened(mask)}
 
     def _widened(self, values: tokenization.Ints) -> tokenization.Ints:
@@ -174,11 +175,6 @@ class OpenVinoEngine:
         wide = np.zeros((rows, width), dtype=np.int64)
         wide[:, :length] = values
         return wide
-
-
-def _is_ragged(inputs: Iterable[str]) -> bool:
-    """Whether a graph with these inputs takes ragged batches."""
-    return set(ragged.INPUTS) == set(inputs)
 
 
 class Choice(NamedTuple):

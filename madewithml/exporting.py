@@ -130,12 +130,12 @@ def quantise_static(graph: Path, target: Path, *, rows: Sequence[Sequence[int]],
     from onnxruntime import quantization
 
     model = onnx.load(str(graph))
-    is_ragged = ragged.INPUTS[0] in {value.name for value in model.graph.input}
+    names = {value.name for value in model.graph.input}
     with _quiet():
         quantization.quantize_static(
             graph,
             target,
-            _calibration(rows, pad_id=pad_id, is_ragged=is_ragged),
+            _calibration(rows, pad_id=pad_id, names=names),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -158,7 +158,7 @@ def _products_with_weights(model: onnx.ModelProto) -> list[str]:
     return [name for name in found if layer_of.get(name, last) < last] or found
 
 
-def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int, is_ragged: bool) -> Any:
+def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int, names: set[str]) -> Any:
     """A reader in ONNX Runtime's form, one row a batch."""
     from onnxruntime import quantization
 
@@ -171,7 +171,7 @@ def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int, is_ragged: bool)
             if row is None:
                 return None
             padded = tokenization.pad([row], pad_id=pad_id)
-            return ragged.lay_out(*padded) if is_ragged else dict(zip(INPUTS, padded, strict=True))
+            return ragged.lay_out(*padded, names) if ragged.takes(names) else dict(zip(INPUTS, padded, strict=True))
 
     return Reader()
 

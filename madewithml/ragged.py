@@ -10,6 +10,8 @@ in order of arrival, and short ones do not wait for others of their length.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from madewithml import tokenization
@@ -20,12 +22,20 @@ INPUTS = ("ids", "positions", "places", "slots", "mask")
 TOKEN_STEP = 8
 
 
-def lay_out(ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
+def takes(inputs: Collection[str]) -> bool:
+    """Whether a graph with these inputs takes ragged batches."""
+    return set(inputs) <= set(INPUTS)
+
+
+def lay_out(
+    ids: tokenization.Ints, mask: tokenization.Ints, inputs: Collection[str] = INPUTS
+) -> dict[str, tokenization.Ints]:
     """A padded batch as a ragged one.
 
     Args:
         ids: Token ids, int64 [n, length].
         mask: 1 where there is a token, int64 [n, length].
+        inputs: Those that the graph has: one of a single layer never goes back from the rectangle.
 
     Returns:
         By input name, all int64, for t tokens in all, rounded up to a multiple of `TOKEN_STEP`:
@@ -41,10 +51,5 @@ def lay_out(ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokeni
     ragged[2, :count] = places
     slots = np.zeros(mask.size, dtype=np.int64)
     slots[places] = np.arange(count)
-    return {
-        "ids": ragged[0],
-        "positions": ragged[1],
-        "places": ragged[2],
-        "slots": slots.reshape(mask.shape),
-        "mask": mask,
-    }
+    values = (ragged[0], ragged[1], ragged[2], slots.reshape(mask.shape), mask)
+    return {name: value for name, value in zip(INPUTS, values, strict=True) if name in inputs}

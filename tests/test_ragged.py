@@ -33,3 +33,11 @@ def test_through_the_rectangle_and_back_every_token_is_where_it_was() -> None:
 
 def test_a_number_of_tokens_that_is_a_step_already_is_kept() -> None:
     assert len(ragged.lay_out(*tokenization.pad([[1] * ragged.TOKEN_STEP], pad_id=0))["ids"]) == ragged.TOKEN_STEP
+
+
+def test_a_graph_is_given_the_inputs_it_has() -> None:
+    """One of a single layer has no use for `places`."""
+    names = {"ids", "positions", "slots", "mask"}
+    assert ragged.takes(names)
+    assert set(ragged.lay_out(*tokenization.pad(ROWS, pad_id=0), names)) == names
+    assert not ragged.takes({"input_ids", "attention_mask"})

@@ -186,6 +186,6 @@ def _openvino(graph: Path, precision: str) -> Run:
 
 def _inputs_of(names: set[str]) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
     """What a graph with these inputs is given for a rectangle."""
-    if names == set(ragged.INPUTS):
-        return ragged.lay_out
+    if ragged.takes(names):
+        return lambda ids, mask: ragged.lay_out(ids, mask, names)
     return lambda ids, mask: {"input_ids": ids, "attention_mask": mask}

@@ -88,6 +88,7 @@ def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: in
         access_log=False,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a call came from
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
         timeout_worker_healthcheck=30,  # importing torch on a busy machine holds a process up for longer than 5 s
     )

@@ -58,6 +58,11 @@ async def _on_http(request: Request, err: Exception) -> Response:
 
 
 async def _on_unexpected(request: Request, err: Exception) -> Response:
+    return of_unexpected(request, err)
+
+
+def of_unexpected(request: Request, err: Exception) -> Response:
+    """The problem document of a fault of the server; the log has the reason."""
     logger.error("unexpected error", exc_info=err)
     return problem(request, 500, "internal", "Internal error", "the server failed; the log has the reason")
 
