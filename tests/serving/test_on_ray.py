@@ -199,26 +199,21 @@ class TestTwoReplicas:
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
 
-    @pytest.mark.slow
-    def test_when_a_replica_is_killed_the_other_goes_on_and_whoever_is_not_answered_is_told_to_try_again(self, two):
-        """Each call is on a connection of its own: an idle one may be closed beneath a client at any time.
-
-        Slow because it does not hold yet: in about half of the runs a call is dropped without an answer.
-        """
+    def test_when_a_replica_is_killed_every_call_is_answered_by_the_other(self, two):
+        """Each call is on a connection of its own: an idle one may be closed beneath a client at any time."""
         victim = running.named(two.record_family(), "ServeReplica").pop()
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
             httpx.Client(base_url=two.url, limits=limits, timeout=60) as client,
             concurrent.futures.ThreadPoolExecutor(8) as pool,
         ):
-            calls = [pool.submit(client.post, "/predict/", json=ROW) for _ in range(200)]
+            long_row = {"title": "layers", "description": "deep " * 20_000}
+            calls = [pool.submit(client.post, "/predict/", json=long_row if i % 20 == 0 else ROW) for i in range(400)]
             running.until(lambda: sum(call.done() for call in calls) > 20, what="the first answers")
             victim.kill()
             answers = [call.result() for call in calls]
 
-        refused = [answer for answer in answers if answer.status_code != 200]
-        assert len(refused) < 10
-        assert all((answer.status_code, answer.headers["retry-after"]) == (503, "1") for answer in refused)
+        assert [answer.status_code for answer in answers] == [200] * len(calls)
 
     def test_when_the_driver_is_killed_haproxy_ends_within_seconds(self, two):
         """The last one. A service that cannot clean up leaves no HAProxy behind that keeps its ports."""
