@@ -58,6 +58,7 @@ bench: install  ## Measurements; results under benchmarks/results. CHECKPOINT=DI
 	@$(BIN)/python benchmarks/decision.py
 	@$(BIN)/python benchmarks/certificates.py
 	@test -z "$(CHECKPOINT)" || { $(BIN)/python benchmarks/peers/install.py \
+	  && $(BIN)/python benchmarks/overhead.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE) \
 	  && $(BIN)/python benchmarks/serving.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE); }
 
 docs: install  ## Check that what the documentation shows is so
