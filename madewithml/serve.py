@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run as a script, Python puts this folder on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import dataclasses
 import errno
 import io
 import logging
@@ -29,9 +30,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madewithml import checkpoint, cluster, config, errors, host
+from madewithml.serving import following, pointer
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from madewithml.serving import replica
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +108,46 @@ class ServePlan:
     """What is to be served, found and checked before anything starts.
 
     Attributes:
-        run_id: Named in every answer.
-        checkpoint: Folder to load.
+        target: The model: run, folder, version.
         replicas: Ray Serve replicas, or uvicorn processes.
         settings: Address, limits, threshold.
+        model: The address in the registry that it was asked for by; None if it was not.
+        shadow: A second model that sees a share of the traffic; None if there is none.
     """
 
-    run_id: str
-    checkpoint: Path
+    target: pointer.Target
     replicas: int
     settings: config.Settings
+    model: str | None = None
+    shadow: pointer.Target | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Named in every answer."""
+        return self.target.run_id
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder to load."""
+        return Path(self.target.checkpoint)
+
+    def for_replicas(self, folder: Path | None) -> replica.Plan:
+        """What each replica is told.
+
+        Args:
+            folder: Says what to run from now on; None where nothing is followed.
+        """
+        from madewithml.serving import replica
+
+        return replica.Plan(
+            run_id=self.target.run_id,
+            checkpoint=self.target.checkpoint,
+            settings=self.settings.model_dump(mode="json"),
+            threads=self.threads,
+            version=self.target.version,
+            pointer=str(folder) if folder else None,
+            shadow=(self.shadow.run_id, self.shadow.checkpoint) if self.shadow else None,
+        )
 
     @property
     def threads(self) -> int:
@@ -146,6 +180,7 @@ def plan(
     model: str | None,
     checkpoint_folder: Path | None,
     replicas: int,
+    shadow: str | None = None,
 ) -> ServePlan:
     """Find what is to be served and check that it can be: run, checkpoint, hashes, port.
 
@@ -158,17 +193,32 @@ def plan(
     if sum(given is not None for given in (run_id, model, checkpoint_folder)) != 1:
         raise errors.UsageError("give one of --run-id ID, --model models:/NAME@ALIAS, --checkpoint DIR")
     check_port(settings.host, settings.port)
-    if checkpoint_folder is None:
-        from madewithml import runs
+    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
+    if model is not None:
+        target = following.first_target(absolute, model)
+    else:
+        target = pointer.Target(run_id or "", str(checkpoint_folder or _best_checkpoint(absolute, str(run_id))))
+    return ServePlan(
+        target=_checked(target),
+        replicas=replicas,
+        settings=absolute,
+        model=model,
+        shadow=_checked(following.resolver(absolute, shadow)()) if shadow else None,
+    )
 
-        store = runs.connect(settings)
-        run_id = run_id or store.run_of_model(str(model))
-        checkpoint_folder = store.best_checkpoint(run_id)
-    found = checkpoint.read(checkpoint_folder.resolve())
+
+def _best_checkpoint(settings: config.Settings, run_id: str) -> Path:
+    from madewithml import runs
+
+    return runs.connect(settings).best_checkpoint(run_id)
+
+
+def _checked(target: pointer.Target) -> pointer.Target:
+    """The model, found whole, under an absolute folder; one without a run is named by its weights."""
+    found = checkpoint.read(Path(target.checkpoint).resolve())
     found.verify()
     found.read_decision()
-    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
-    return ServePlan(run_id or found.weights_sha256[:32], found.folder, replicas, absolute)
+    return dataclasses.replace(target, run_id=target.run_id or found.weights_sha256[:32], checkpoint=str(found.folder))
 
 
 def check_port(host: str, port: int) -> None:
@@ -214,14 +264,13 @@ def run_locally(planned: ServePlan) -> None:
     """Serve without Ray until SIGINT or SIGTERM."""
     from madewithml.serving import local
 
-    local.run(
-        run_id=planned.run_id,
-        checkpoint=planned.checkpoint,
-        settings=planned.settings,
-        workers=planned.replicas,
-        threads=planned.threads,
-        announce=planned.announcement,
-    )
+    with following.following(planned.settings, planned.model, planned.target) as folder:
+        local.run(
+            planned.for_replicas(folder),
+            planned.settings,
+            workers=planned.replicas,
+            announce=planned.announcement,
+        )
 
 
 def run_on_ray(planned: ServePlan) -> None:
@@ -242,10 +291,11 @@ def run_on_ray(planned: ServePlan) -> None:
     from ray import serve
 
     try:
-        start_deployment(planned)
-        print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
-        stop.wait()
-        logger.info("stopping: answering what was accepted")
+        with following.following(planned.settings, planned.model, planned.target) as folder:
+            start_deployment(planned, folder)
+            print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
+            stop.wait()
+            logger.info("stopping: answering what was accepted")
     finally:
         import ray
 
@@ -257,8 +307,12 @@ def run_on_ray(planned: ServePlan) -> None:
             shutil.rmtree(Path(configuration).parent, ignore_errors=True)
 
 
-def start_deployment(planned: ServePlan) -> None:
+def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
     """Start the replicas on a running Ray and return when they answer.
+
+    Args:
+        planned: What they serve.
+        folder: Says what to run from now on; None where nothing is followed.
 
     Raises:
         StartError: They did not come up.
@@ -282,9 +336,7 @@ def start_deployment(planned: ServePlan) -> None:
     ).bind(
         planned.run_id,
         settings.threshold,
-        checkpoint=str(planned.checkpoint),
-        settings=settings.model_dump(),
-        threads=planned.threads,
+        plan=dataclasses.asdict(planned.for_replicas(folder)),
     )
     try:
         serve.run(application, name="madewithml", route_prefix="/")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from madewithml import decision
-    from madewithml.serving import service
+    from madewithml.serving import model, service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 POLICY_PARAMETERS = ("max_risk", "threshold")
@@ -92,9 +92,13 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        results = await kitchen.answer(rows, policy=_policy(request, kitchen), departure=departure)
-        document = {"results": results, "run_id": kitchen.run_id, "request_id": identity.request_id(request)}
-        return json_response(request, document)
+        with kitchen.take() as taken:
+            policy = _policy(request, kitchen, taken)
+            results = await kitchen.answer(rows, taken=taken, policy=policy, departure=departure)
+        request_id = identity.request_id(request)
+        if kitchen.shadow is not None:
+            kitchen.shadow.offer(request_id, rows, results)
+        return json_response(request, {"results": results, "run_id": taken.run_id, "request_id": request_id})
 
     documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
     _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
@@ -123,10 +127,16 @@ def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def policy(request: Request) -> Response:
         return json_response(request, kitchen.predictor.policy.to_dict())
 
+    async def shadow(request: Request) -> Response:
+        if kitchen.shadow is None:
+            raise errors.UnknownResourceError("there is no shadow model: start with --shadow models:/NAME@ALIAS")
+        return json_response(request, kitchen.shadow.report())
+
     _get(app, "/", index, summary="Whether it answers at all")
     _get(app, "/run_id/", run_id, summary="The run behind the answers")
     _get(app, "/model", model, summary="Labels, text fields, engine, limits and hashes of the model")
     _get(app, "/policy", policy, summary="Threshold, temperature and what they rest on")
+    _get(app, "/shadow", shadow, summary="How a second model answers a share of the traffic, beside this one")
 
 
 def _add_health(app: FastAPI, kitchen: service.Service) -> None:
@@ -189,7 +199,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPolicy | None:
+def _policy(request: Request, kitchen: service.Service, taken: model.LoadedModel) -> decision.DecisionPolicy | None:
     """The policy that `?max_risk=` or `?threshold=` asks for; None where neither is given."""
     if not request.scope["query_string"]:
         return None
@@ -199,7 +209,7 @@ def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPoli
             known = ", ".join(POLICY_PARAMETERS)
             raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
         given[name] = _share(name, text)
-    return kitchen.policy(max_risk=given.get("max_risk"), threshold=given.get("threshold"))
+    return kitchen.policy(taken.predictor.policy, max_risk=given.get("max_risk"), threshold=given.get("threshold"))
 
 
 def _share(name: str, text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import multiprocessing
@@ -11,14 +12,13 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
-from madewithml import config, errors, predict
-from madewithml.serving import app, service
+from madewithml import config, errors
+from madewithml.serving import app, replica
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,39 +41,23 @@ def app_from_environment() -> FastAPI:
 
 
 def _app() -> FastAPI:
-    plan: dict[str, Any] = json.loads(os.environ[PLAN_VARIABLE])
-    settings = config.Settings.model_construct(**plan["settings"])
-    predictor = predict.TorchPredictor.from_checkpoint(
-        plan["checkpoint"], engine=settings.engine, threshold=plan["threshold"], threads=plan["threads"]
-    )
-    kitchen = service.Service(predictor, run_id=plan["run_id"], settings=settings)
-    kitchen.warm_up()
-    return app.create_app(kitchen)
+    return app.create_app(replica.open_service(replica.Plan(**json.loads(os.environ[PLAN_VARIABLE]))))
 
 
-def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: int, threads: int, announce: str) -> None:
+def run(plan: replica.Plan, settings: config.Settings, *, workers: int, announce: str) -> None:
     """Serve until a signal comes; returns when everything accepted is answered.
 
     Args:
-        run_id: Named in every answer.
-        checkpoint: Folder to load.
-        settings: Address, limits, threshold.
+        plan: What each process is to serve.
+        settings: Address and limits.
         workers: Processes that share the port.
-        threads: Threads of one computation in each.
         announce: Line to log when the first process is up.
 
     Raises:
         CheckpointError: The one process cannot use the checkpoint.
         StartError: One of several processes could not start; it has said why.
     """
-    plan = {
-        "run_id": run_id,
-        "checkpoint": str(checkpoint),
-        "threshold": settings.threshold,
-        "threads": threads,
-        "settings": settings.model_dump(mode="json"),
-    }
-    os.environ[PLAN_VARIABLE] = json.dumps(plan)
+    os.environ[PLAN_VARIABLE] = json.dumps(dataclasses.asdict(plan))
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal that ended it once more when it is done; a clean stop ends with status 0 instead.
         signal.signal(number, lambda *_: None)

@@ -692,7 +692,8 @@ class TestOpenApi:
 
     def test_each_route_is_documented_once(self, document):
         assert list(document["paths"]) == [
-            *("/predict/", "/evaluate/", "/", "/run_id/", "/model", "/policy", "/health/live", "/health/ready")
+            *("/predict/", "/evaluate/", "/", "/run_id/", "/model", "/policy", "/shadow"),
+            *("/health/live", "/health/ready"),
         ]
 
     @pytest.mark.parametrize("path", ["/predict/", "/evaluate/"])
