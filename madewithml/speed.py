@@ -57,23 +57,24 @@ def rows_per_second(engine: engines.Engine, workload: Workload, *, size: int, ba
     return sum(len(ids) for ids, _ in chosen) / (time.perf_counter() - started)
 
 
-def batch_costs(engine: engines.Engine, workload: Workload, *, rounds: int = 2) -> list[engine_report.BatchCost]:
-    """Seconds of a batch for each number of rows and each of the workload's lengths."""
+def batch_costs(engine: engines.Engine, workload: Workload, *, rounds: int = 4) -> list[engine_report.BatchCost]:
+    """Seconds of a batch for each number of rows and each of the workload's lengths, round after round over all."""
+    shapes = [(rows, length) for length in workload.lengths() for rows in CURVE_SIZES]
+    batches = [_batch(workload, rows, length) for rows, length in shapes]
+    times = [[_seconds(engine, batch) for batch in batches] for _ in range(rounds + 1)][1:]  # the first prepares shapes
     return [
-        engine_report.BatchCost(rows, length, _seconds(engine, workload, rows, length, rounds=rounds))
-        for length in workload.lengths()
-        for rows in CURVE_SIZES
+        engine_report.BatchCost(rows, length, min(each))
+        for (rows, length), each in zip(shapes, zip(*times, strict=True), strict=True)
     ]
 
 
-def _seconds(engine: engines.Engine, workload: Workload, rows: int, length: int, *, rounds: int) -> float:
+def _batch(workload: Workload, rows: int, length: int) -> Batch:
     source = workload.rows[-1]
     row = (source * (length // len(source) + 1))[:length]
-    batch = tokenization.pad([row] * rows, pad_id=workload.pad_id)
+    return tokenization.pad([row] * rows, pad_id=workload.pad_id)
+
+
+def _seconds(engine: engines.Engine, batch: Batch) -> float:
+    started = time.perf_counter()
     engine.logits(*batch)
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        engine.logits(*batch)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return time.perf_counter() - started
