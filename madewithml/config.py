@@ -40,8 +40,11 @@ class Settings(pydantic_settings.BaseSettings):
         max_rows: Rows in one call.
         max_body_bytes: Bytes in one request body.
         max_queue_rows: Rows waiting in one replica before a call is answered 429.
+        max_queue_s: Seconds a call may have to wait for its turn before it is answered 429.
         max_batch_size: Rows that go through the model together, at most.
-        request_timeout_s: Seconds after which a waiting request is answered 504.
+        request_timeout_s: Seconds after which a waiting request is answered 504; a caller may ask for less or more.
+        max_request_timeout_s: The longest that a caller may ask for (`X-Request-Timeout-Ms`).
+        hang_timeout_s: Seconds with the engine after which a batch counts as stuck and its process is replaced.
         drain_timeout_s: Seconds granted to accepted requests when the service stops.
     """
 
@@ -62,8 +65,11 @@ class Settings(pydantic_settings.BaseSettings):
     max_rows: int = pydantic.Field(default=1000, ge=1)
     max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
     max_queue_rows: int = pydantic.Field(default=2000, ge=1)
+    max_queue_s: float = pydantic.Field(default=10.0, gt=0)
     max_batch_size: int = pydantic.Field(default=16, ge=1)
     request_timeout_s: float = pydantic.Field(default=30.0, gt=0)
+    max_request_timeout_s: float = pydantic.Field(default=60.0, gt=0)
+    hang_timeout_s: float = pydantic.Field(default=5.0, gt=0)
     drain_timeout_s: float = pydantic.Field(default=10.0, gt=0)
 
     @classmethod

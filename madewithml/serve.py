@@ -19,17 +19,18 @@ import errno
 import io
 import logging
 import os
+import queue
 import shutil
 import signal
 import socket
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madewithml import checkpoint, cluster, config, errors, host
-from madewithml.serving import haproxy
+from madewithml.serving import draining, haproxy
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -228,35 +229,52 @@ def run_locally(planned: ServePlan) -> None:
 def run_on_ray(planned: ServePlan) -> None:
     """Serve on Ray until SIGINT or SIGTERM, then finish what was accepted and leave no process behind.
 
+    SIGHUP replaces the replicas, one after the other.
+
     Raises:
         StartError: Ray Serve could not start the replicas.
     """
-    stop = threading.Event()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
 
     prepare_environment()
     os.environ[haproxy.LARGEST_BODY_VARIABLE] = str(planned.settings.max_body_bytes)
     cluster.start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # after Ray's start, which sets handlers of its own
-        signal.signal(number, on_signal)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # after Ray's start, which sets handlers of its own
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), on_signal)
     from ray import serve
 
+    configuration = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
     try:
         start_deployment(planned)
         print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
-        stop.wait()
+        while signals.get() not in (signal.SIGINT, signal.SIGTERM):
+            _redeploy(planned)
         logger.info("stopping: answering what was accepted")
+        if configuration:
+            draining.drain(Path(configuration).parent, timeout_s=planned.settings.drain_timeout_s)
     finally:
         import ray
 
         with contextlib.redirect_stdout(io.StringIO()):  # Ray reports the end of its own actors as errors
             serve.shutdown()
             ray.shutdown()
-        configuration = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
         if configuration:
             shutil.rmtree(Path(configuration).parent, ignore_errors=True)
+
+
+def _redeploy(planned: ServePlan) -> None:
+    """Replace the replicas one after the other; if that fails the service goes on with those it has."""
+    started = time.monotonic()
+    try:
+        start_deployment(planned)
+    except errors.StartError as err:
+        logger.error("the replicas were not replaced: %s", err.message)
+        return
+    print(f"replicas replaced within {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
 
 
 def start_deployment(planned: ServePlan) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from madewithml.serving import service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 POLICY_PARAMETERS = ("max_risk", "threshold")
 
 
@@ -92,7 +93,8 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        results = await kitchen.answer(rows, policy=_policy(request, kitchen), departure=departure)
+        policy, timeout_s = _policy(request, kitchen), _timeout_s(request, kitchen)
+        results = await kitchen.answer(rows, policy=policy, timeout_s=timeout_s, departure=departure)
         document = {"results": results, "run_id": kitchen.run_id, "request_id": identity.request_id(request)}
         return json_response(request, document)
 
@@ -131,6 +133,8 @@ def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
 
 def _add_health(app: FastAPI, kitchen: service.Service) -> None:
     async def live(request: Request) -> Response:
+        if kitchen.hung:
+            raise errors.NotReadyError("the engine does not come back from a batch", retry_after_s=1)
         return json_response(request, {"status": "live"})
 
     async def ready(request: Request) -> Response:
@@ -187,6 +191,17 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
     except ClientDisconnect as err:
         raise errors.MalformedBodyError("the connection closed before the body was complete") from err
     return b"".join(pieces)
+
+
+def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
+    """The seconds that a caller grants, at most what the operator allows; None where it says nothing."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or int(text[:18]) == 0:
+        msg = f"{TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
+        raise errors.InvalidRequestError(msg)
+    return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
 
 
 def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPolicy | None:

@@ -13,7 +13,7 @@ before it, so that a call of a thousand rows does not hold up one of a single ro
 lowest rank, so none starves.
 
 A call past its deadline is answered 504 at that moment, and its rows are never computed; the same goes for one whose
-client has gone. When the queue is full a call is refused at once.
+client has gone. A call that would wait too long is refused at once (`admission`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from madewithml import engine_report, errors
+from madewithml.serving import admission
 
 Answer = dict[str, Any]
 Compute = Callable[[Sequence[Any]], list[Answer]]
@@ -42,6 +43,8 @@ PACE = 2.0
 # `optimize` measures batch after batch. In a service the work between two of them has emptied the processor's caches of
 # the weights, so that what a batch costs by itself is more: measured under load, about three times as much.
 COLD_CACHES = 3.0
+# A batch counts as stuck only once it takes this many times longer than any before it.
+STUCK_FACTOR = 10.0
 WORK, STOP = "work", "stop"
 
 
@@ -62,6 +65,7 @@ class _Call:
     departure: Departure | None
     answers: list[Answer | None]
     missing: int
+    since: float = field(default_factory=time.monotonic)
     rows: list[_Waiting] = field(default_factory=list)
     done: asyncio.Future[list[Answer]] = field(default_factory=asyncio.Future)
     timer: asyncio.TimerHandle | None = None
@@ -97,15 +101,22 @@ class Batcher:
         max_batch_size: Rows in a batch.
         curve: What batching is worth on the engine.
         max_queue_rows: Rows that may wait.
+        max_queue_s: Seconds that a call may have to wait for its turn.
     """
 
     def __init__(
-        self, compute: Compute, *, max_batch_size: int, curve: engine_report.CostCurve, max_queue_rows: int
+        self,
+        compute: Compute,
+        *,
+        max_batch_size: int,
+        curve: engine_report.CostCurve,
+        max_queue_rows: int,
+        max_queue_s: float = 10.0,
     ) -> None:
         self._compute = compute
         self._max_batch_size = max_batch_size
         self._curve = curve
-        self._max_queue_rows = max_queue_rows
+        self._admission = admission.Admission(max_queue_rows=max_queue_rows, max_queue_s=max_queue_s)
         self._lock = threading.Lock()
         self._by_rank: list[tuple[float, int, _Waiting]] = []  # a heap; rows that have left it otherwise stay behind
         self._by_length: list[tuple[tuple[int, int], _Waiting]] = []  # sorted
@@ -114,12 +125,27 @@ class Batcher:
         self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._engine: threading.Thread | None = None
         self._calls: set[_Call] = set()
+        self._lists: set[_Call] = set()  # those of several rows, whose turns come one by one
         self._row_seconds = 0.005  # guess until the first batch was timed
+        self._batch_since: float | None = None
+        self._longest_s = 0.0
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
         return len(self._by_length)
+
+    @property
+    def due(self) -> int:
+        """Rows in the queue that a row which comes now would wait for; most of a long list are not due yet."""
+        now, step = time.monotonic(), self._row_seconds * PACE
+        not_yet = sum(max(0, len(call.rows) - 1 - int((now - call.since) / step)) for call in self._lists)
+        return max(0, self.waiting - not_yet)
+
+    def stuck(self, limit_s: float) -> bool:
+        """Whether a batch has been with the engine for longer than the limit, and far longer than any before it."""
+        since = self._batch_since
+        return since is not None and time.monotonic() - since > max(limit_s, STUCK_FACTOR * self._longest_s)
 
     async def submit(
         self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None
@@ -136,18 +162,19 @@ class Batcher:
             DeadlineExceededError: The rows took longer than `timeout_s`.
             ClientGoneError: The client has gone.
         """
-        if self._by_length and len(self._by_length) + len(rows) > self._max_queue_rows:
-            msg = f"{len(self._by_length)} rows are waiting, at most {self._max_queue_rows} may: try again later"
-            raise errors.OverloadedError(msg, retry_after_s=len(self._by_length) * self._row_seconds)
+        self._admission.check(len(rows), waiting=self.waiting, due=self.due, row_seconds=self._row_seconds)
         loop = asyncio.get_running_loop()
         call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
         self._calls.add(call)
+        if len(rows) > 1:
+            self._lists.add(call)
         self._queue(call, rows)
         try:
             return await call.done
         finally:
             self._calls.discard(call)
+            self._lists.discard(call)
             call.close()
             if call.missing:  # failed, cancelled or late
                 self._withdraw(call)
@@ -207,9 +234,11 @@ class Batcher:
                 if self._wake.get() == STOP:
                     return
                 continue
-            started = time.monotonic()
+            started = self._batch_since = time.monotonic()
             answers, err = self._computed(batch)
-            self._row_seconds += 0.1 * ((time.monotonic() - started) / len(batch) - self._row_seconds)
+            took, self._batch_since = time.monotonic() - started, None
+            self._longest_s = max(self._longest_s, took)
+            self._row_seconds += 0.1 * (took / len(batch) - self._row_seconds)
             for loop, part in _by_loop(batch, answers).items():
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
                     loop.call_soon_threadsafe(self._deliver, part, err)

@@ -46,6 +46,7 @@ class ModelDeployment:
         )
         self.service = service.Service(predictor, run_id=run_id, settings=found)
         self.service.warm_up()
+        self.service.exit_when_hung()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the constructor is through."""
@@ -55,3 +56,5 @@ class ModelDeployment:
         """Called by Ray Serve every few seconds."""
         if not self.service.ready:
             raise errors.NotReadyError("the replica is starting or stopping")
+        if self.service.hung:
+            raise errors.NotReadyError("the engine does not come back from a batch")

@@ -113,6 +113,7 @@ def _frontend(frontend: str) -> str:
     costs two tasks a request.
     """
     rules = (
+        "http-request deny deny_status 503 if { var(proc.draining) -m bool }",  # set by `draining`
         f"timeout client {READING_TIMEOUT_S}s",
         f"timeout http-request {SENDING_TIMEOUT_S}s",
         f"acl long_body req.hdr_val(content-length) gt {SMALL_BODY_BYTES}",

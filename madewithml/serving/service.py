@@ -8,6 +8,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
+WATCH_EVERY_S = 0.25
+HUNG = 70  # exit status of a process whose engine hangs; sysexits.h has it as "internal software error"
 # Of an engine that was not measured: half a thousand tokens a batch, each batch as dear as a short text.
 UNMEASURED = engine_report.CostCurve(budget_tokens=512, overhead_tokens=32.0)
 
@@ -57,6 +63,7 @@ class Service:
             max_batch_size=settings.max_batch_size,
             curve=predictor.curve or UNMEASURED,
             max_queue_rows=settings.max_queue_rows,
+            max_queue_s=settings.max_queue_s,
         )
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
         self._evaluating = asyncio.Lock()
@@ -74,6 +81,27 @@ class Service:
             self._compute([order] * size)
         logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
         self.ready = True
+
+    @property
+    def hung(self) -> bool:
+        """Whether the engine does not come back from a batch."""
+        return self._batcher.stuck(self.settings.hang_timeout_s)
+
+    def exit_when_hung(self) -> None:
+        """End this process, from a thread of its own, when the engine hangs.
+
+        Nothing else helps a thread that does not come back. Whoever started the process starts another, and HAProxy
+        sends the calls that wait behind the engine to another replica.
+        """
+        threading.Thread(target=self._watch_engine, name="watch", daemon=True).start()
+
+    def _watch_engine(self) -> None:
+        while not self.hung:
+            time.sleep(WATCH_EVERY_S)
+        msg = f"a batch has been with the engine for more than {self.settings.hang_timeout_s:g} s: this process ends"
+        logger.critical(msg)
+        print(f"error: {msg}", file=sys.stderr, flush=True)  # noqa: T201 - log handlers may be buffering
+        os._exit(HUNG)
 
     async def answer(
         self,
@@ -177,6 +205,7 @@ class Service:
                 "max_queue_rows": settings.max_queue_rows,
                 "max_batch_size": settings.max_batch_size,
                 "request_timeout_s": settings.request_timeout_s,
+                "max_request_timeout_s": settings.max_request_timeout_s,
             },
             "hashes": {**metadata.files, "data": metadata.data_sha256},
             "libraries": metadata.libraries,

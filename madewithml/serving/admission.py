@@ -1,0 +1,72 @@
+"""Whom the queue takes in, and whom it refuses at once because waiting would not help.
+
+    check(rows, ...) -> nothing, or an `OverloadedError` that says when to try again
+
+Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
+can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
+do, does not pass by waiting: whoever is let in then waits a quarter of a second at most, and the rest is refused in
+microseconds. Which of the two it is shows in the rows that came within the last half second, refused ones included.
+"""
+
+from __future__ import annotations
+
+import time
+
+from madewithml import errors
+
+WINDOW_S = 0.5
+# Rows coming this many times as fast as they can be computed are a flood.
+FLOOD = 3.0
+FLOOD_WAIT_S = 0.25
+
+
+class Admission:
+    """Bounds on a queue: rows, and the time they stand for.
+
+    Args:
+        max_queue_rows: Rows that may wait.
+        max_queue_s: Seconds that a call may have to wait for its turn.
+    """
+
+    def __init__(self, *, max_queue_rows: int, max_queue_s: float) -> None:
+        self._max_queue_rows = max_queue_rows
+        self._max_queue_s = max_queue_s
+        self._window = 0  # number of the present half window
+        self._arrived = [0, 0]  # rows in the half window before, and in the present one
+
+    def check(self, rows: int, *, waiting: int, due: int, row_seconds: float) -> None:
+        """Let a call in, or not.
+
+        Args:
+            rows: The call's.
+            waiting: Rows in the queue.
+            due: Those of them that the call would wait for.
+            row_seconds: What a row takes at present.
+
+        Raises:
+            OverloadedError: The queue has no room, or the call would wait too long.
+        """
+        pressure = self._note(rows) * row_seconds
+        if not waiting:
+            return
+        wait_s = due * row_seconds
+        if waiting + rows > self._max_queue_rows:
+            msg = f"{waiting} rows are waiting, at most {self._max_queue_rows} may: try again later"
+            raise errors.OverloadedError(msg, retry_after_s=waiting * row_seconds)
+        limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if pressure > FLOOD else self._max_queue_s
+        if wait_s > limit_s:
+            msg = (
+                f"a call would wait {wait_s:.1f} s for its turn, at most {limit_s:g} s are allowed now: try again later"
+            )
+            raise errors.OverloadedError(msg, retry_after_s=max(wait_s, 1.0))
+
+    def _note(self, rows: int) -> float:
+        """Count a call's rows; gives the rows that come in a second, over the last half to whole window."""
+        half = WINDOW_S / 2
+        now = time.monotonic() / half
+        window = int(now)
+        if window != self._window:
+            self._arrived = [self._arrived[1] if window == self._window + 1 else 0, 0]
+            self._window = window
+        self._arrived[1] += rows
+        return sum(self._arrived) / ((now - window + 1) * half)
