@@ -43,8 +43,8 @@ PACE = 2.0
 # `optimize` measures batch after batch. In a service the work between two of them has emptied the processor's caches of
 # the weights, so that what a batch costs by itself is more: measured under load, about three times as much.
 COLD_CACHES = 3.0
-# A batch counts as stuck only once it takes this many times longer than any before it.
-STUCK_FACTOR = 10.0
+# A batch counts as stuck only once it takes this many times longer than the longest that is to be expected.
+STUCK_FACTOR = 3.0
 WORK, STOP = "work", "stop"
 
 
@@ -111,7 +111,7 @@ class Batcher:
         max_batch_size: int,
         curve: engine_report.CostCurve,
         max_queue_rows: int,
-        max_queue_s: float = 10.0,
+        max_queue_s: float,
     ) -> None:
         self._compute = compute
         self._max_batch_size = max_batch_size
@@ -142,8 +142,12 @@ class Batcher:
         not_yet = sum(max(0, len(call.rows) - 1 - int((now - call.since) / step)) for call in self._lists)
         return max(0, self.waiting - not_yet)
 
+    def expect(self, seconds: float) -> None:
+        """Say how long a batch may take: one that takes no more is not stuck, however slow model and machine are."""
+        self._longest_s = max(self._longest_s, seconds)
+
     def stuck(self, limit_s: float) -> bool:
-        """Whether a batch has been with the engine for longer than the limit, and far longer than any before it."""
+        """Whether a batch has been with the engine for longer than the limit, and far longer than is to be expected."""
         since = self._batch_since
         return since is not None and time.monotonic() - since > max(limit_s, STUCK_FACTOR * self._longest_s)
 
@@ -237,7 +241,7 @@ class Batcher:
             started = self._batch_since = time.monotonic()
             answers, err = self._computed(batch)
             took, self._batch_since = time.monotonic() - started, None
-            self._longest_s = max(self._longest_s, took)
+            self.expect(took)
             self._row_seconds += 0.1 * (took / len(batch) - self._row_seconds)
             for loop, part in _by_loop(batch, answers).items():
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more

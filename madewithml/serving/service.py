@@ -78,7 +78,10 @@ class Service:
         example = self.predictor.tokenizer.encode(self.predictor.texts([self.schema.example()]))
         order = Order(example[0].ids, truncated=False, policy=self.predictor.policy)
         for size in (1, self.settings.max_batch_size):
+            started = time.monotonic()
             self._compute([order] * size)
+        longest = self.predictor.checkpoint.metadata.max_length / len(order.ids)
+        self._batcher.expect((time.monotonic() - started) * longest)
         logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
         self.ready = True
 

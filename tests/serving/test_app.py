@@ -429,6 +429,44 @@ class TestTroubleInside:
         assert int(refused.headers["retry-after"]) >= 1
         assert [answer.status_code for answer in answered] == [200, 200]
 
+    @pytest.mark.parametrize(("allowed_s", "asked_ms"), [(60, "20"), (0.02, "60000")])
+    def test_a_caller_may_ask_for_less_time_and_gets_no_more_than_is_allowed(
+        self, make_window, held, allowed_s, asked_ms
+    ):
+        window = make_window(engine=held, max_request_timeout_s=allowed_s)
+
+        async def scenario():
+            async with window.client() as client:
+                answer = await client.post("/predict/", json=ROW, headers={"X-Request-Timeout-Ms": asked_ms})
+                held.release()
+                return answer
+
+        assert_problem(asyncio.run(scenario()), 504, "deadline_exceeded")
+
+    @pytest.mark.parametrize("text", ["0", "-5", "1.5", "soon", ""])
+    def test_a_time_that_is_none_is_refused_with_what_was_expected(self, window, text):
+        answer = window.post("/predict/", json=ROW, headers={"X-Request-Timeout-Ms": text})
+
+        told = f"X-Request-Timeout-Ms is {text!r}: expected milliseconds, a whole number from 1"
+        assert_problem(answer, 422, "invalid_request", detail=told)
+
+    def test_a_service_whose_engine_hangs_is_not_alive(self, make_window, held):
+        window = make_window(engine=held, hang_timeout_s=0.05)
+        window.kitchen._batcher._longest_s = 0.0  # what the warm-up expects of a batch is longer than a test may take
+
+        async def scenario():
+            async with window.client() as client:
+                computing = asyncio.create_task(client.post("/predict/", json=ROW))
+                await until(held.entered.is_set)
+                await until(lambda: window.kitchen.hung)
+                live = await client.get("/health/live")
+                held.release()
+                return live, await computing
+
+        live, answered = asyncio.run(scenario())
+        assert_problem(live, 503, "not_ready", detail="the engine does not come back from a batch")
+        assert answered.status_code == 200
+
     def test_a_request_past_its_deadline_is_told(self, make_window, held):
         """At the deadline and not when the engine comes free, whether its row is being computed or waits."""
         window = make_window(engine=held, request_timeout_s=0.02)

@@ -70,7 +70,9 @@ def of_length(length, mark=0):
 def make(engine, *, max_batch_size=4, budget_tokens=10_000, overhead_tokens=10_000.0, max_queue_rows=100, pads=True):
     """A queue; by default a batch costs so much by itself that it is always worth filling."""
     curve = engine_report.CostCurve(budget_tokens, overhead_tokens, pads)
-    return batching.Batcher(engine, max_batch_size=max_batch_size, curve=curve, max_queue_rows=max_queue_rows)
+    return batching.Batcher(
+        engine, max_batch_size=max_batch_size, curve=curve, max_queue_rows=max_queue_rows, max_queue_s=60
+    )
 
 
 async def until(condition):
@@ -476,3 +478,31 @@ class TestDrain:
             return alive
 
         assert asyncio.run(scenario()) is True
+
+
+class TestAStuckEngine:
+    def test_a_batch_is_stuck_past_the_limit_and_only_while_it_lasts(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            call = await occupy(batcher, engine)
+            seen = [batcher.stuck(60)]
+            await until(lambda: batcher.stuck(0.05))
+            engine.release()
+            await call
+            return [*seen, batcher.stuck(0.0)]
+
+        assert asyncio.run(scenario()) == [False, False]
+
+    def test_a_batch_that_takes_as_long_as_is_to_be_expected_is_not_stuck(self):
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine)
+            batcher.expect(30)
+            call = await occupy(batcher, engine)
+            stuck = batcher.stuck(0.0)
+            engine.release()
+            await call
+            return stuck
+
+        assert asyncio.run(scenario()) is False

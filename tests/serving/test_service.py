@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
 from madewithml import errors
+from madewithml.serving import service
 
 from .conftest import ROW, ConstantEngine, until
 
@@ -23,6 +25,31 @@ class TestWarmUp:
             kitchen.warm_up()
 
         assert kitchen.ready is False
+
+
+class TestAHungEngine:
+    def test_its_process_ends_with_a_line_that_says_why(self, make_service, held, monkeypatch, capfd):
+        ended = threading.Event()
+        statuses = []
+
+        def end(status):
+            statuses.append(status)
+            ended.set()
+
+        monkeypatch.setattr(service.os, "_exit", end)
+        kitchen = make_service(engine=held, hang_timeout_s=0.05)
+        kitchen._batcher._longest_s = 0.0
+        kitchen.exit_when_hung()
+
+        async def scenario():
+            call = asyncio.create_task(kitchen.answer([ROW]))
+            await until(ended.is_set)
+            held.release()
+            await call
+
+        asyncio.run(scenario())
+        assert statuses == [service.HUNG]
+        assert "a batch has been with the engine for more than 0.05 s: this process ends" in capfd.readouterr().err
 
 
 class TestAnswer:

@@ -1,0 +1,72 @@
+"""Who is let into the queue: by rows, by time, and by whether a flood is coming."""
+
+import re
+
+import pytest
+
+from madewithml import errors
+from madewithml.serving import admission
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(admission, "time", clock)
+    return clock
+
+
+def make(*, max_queue_rows=100, max_queue_s=2.0):
+    return admission.Admission(max_queue_rows=max_queue_rows, max_queue_s=max_queue_s)
+
+
+def test_an_empty_queue_takes_a_call_of_any_size(clock):
+    make().check(1000, waiting=0, due=0, row_seconds=1.0)
+
+
+def test_a_queue_without_room_refuses_and_says_when_to_try_again(clock):
+    with pytest.raises(errors.OverloadedError, match=r"^99 rows are waiting, at most 100 may") as caught:
+        make().check(2, waiting=99, due=99, row_seconds=0.01)
+    assert caught.value.retry_after_s == pytest.approx(0.99)
+
+
+def test_a_call_that_would_wait_too_long_is_refused(clock):
+    make().check(1, waiting=50, due=40, row_seconds=0.05)
+    with pytest.raises(errors.OverloadedError, match=re.escape("would wait 2.5 s for its turn, at most 2 s")):
+        make().check(1, waiting=50, due=50, row_seconds=0.05)
+
+
+def test_rows_of_a_long_list_whose_turn_comes_later_do_not_count(clock):
+    make().check(1, waiting=90, due=1, row_seconds=0.05)
+
+
+def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
+    """400 rows a second against 100 that can be computed: those let in keep their latency."""
+    flooded = make()
+    for _ in range(400):
+        clock.now += 0.0025
+        flooded.check(1, waiting=20, due=20, row_seconds=0.01)
+    with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
+        flooded.check(1, waiting=30, due=30, row_seconds=0.01)
+
+
+def test_twice_the_load_for_some_seconds_is_no_flood(clock):
+    """What the others get while a replica is replaced."""
+    steady = make()
+    for _ in range(400):
+        clock.now += 0.005
+        steady.check(1, waiting=30, due=30, row_seconds=0.01)
+
+
+def test_a_flood_that_has_passed_is_forgotten(clock):
+    past = make()
+    for _ in range(400):
+        clock.now += 0.0025
+        past.check(1, waiting=0, due=0, row_seconds=0.01)
+    clock.now += 2 * admission.WINDOW_S
+    past.check(1, waiting=30, due=30, row_seconds=0.01)
