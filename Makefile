@@ -10,7 +10,7 @@ SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
 
-.PHONY: install serve test lint types bench docs lock clean
+.PHONY: install serve test lint types bench chaos docs lock clean
 
 install: $(VENV)/.installed  ## Virtual environment with the package, its tools and pinned versions
 
@@ -60,6 +60,9 @@ bench: install  ## Measurements; results under benchmarks/results. CHECKPOINT=DI
 	@test -z "$(CHECKPOINT)" || { $(BIN)/python benchmarks/peers/install.py \
 	  && $(BIN)/python benchmarks/overhead.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE) \
 	  && $(BIN)/python benchmarks/serving.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE); }
+
+chaos: install  ## The slow tests: faults under load
+	@$(BIN)/python -m pytest -q -m slow
 
 docs: install  ## Check that what the documentation shows is so
 	@$(BIN)/python -m pytest -q tests/test_documentation.py

@@ -18,6 +18,8 @@ WINDOW_S = 0.5
 # Rows coming this many times as fast as they can be computed are a flood.
 FLOOD = 3.0
 FLOOD_WAIT_S = 0.25
+# So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
+FLOOD_ROWS = 32
 
 
 class Admission:
@@ -53,7 +55,8 @@ class Admission:
         if waiting + rows > self._max_queue_rows:
             msg = f"{waiting} rows are waiting, at most {self._max_queue_rows} may: try again later"
             raise errors.OverloadedError(msg, retry_after_s=waiting * row_seconds)
-        limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if pressure > FLOOD else self._max_queue_s
+        flooded = pressure > FLOOD and waiting > FLOOD_ROWS
+        limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if flooded else self._max_queue_s
         if wait_s > limit_s:
             msg = (
                 f"a call would wait {wait_s:.1f} s for its turn, at most {limit_s:g} s are allowed now: try again later"

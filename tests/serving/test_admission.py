@@ -52,7 +52,14 @@ def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
         clock.now += 0.0025
         flooded.check(1, waiting=20, due=20, row_seconds=0.01)
     with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
-        flooded.check(1, waiting=30, due=30, row_seconds=0.01)
+        flooded.check(1, waiting=33, due=33, row_seconds=0.01)
+
+
+def test_a_few_callers_who_wait_for_each_answer_are_no_flood_however_long_a_row_takes(clock):
+    few = make()
+    for _ in range(400):
+        clock.now += 0.0025
+        few.check(1, waiting=8, due=8, row_seconds=0.2)
 
 
 def test_twice_the_load_for_some_seconds_is_no_flood(clock):

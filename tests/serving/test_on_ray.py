@@ -200,6 +200,7 @@ class TestTwoReplicas:
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
 
+    @pytest.mark.slow
     def test_when_a_replica_is_killed_every_call_is_answered_by_the_other(self, two):
         """Each call is on a connection of its own: an idle one may be closed beneath a client at any time.
 
