@@ -302,14 +302,24 @@ def serve(
     engine: Engine = None,
     local: Annotated[bool, typer.Option("--local", help="Serve without Ray.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes with --local.")] = 1,
+    shadow: Annotated[
+        str | None, typer.Option(help="models:/NAME@ALIAS of a second model that sees a share of the traffic.")
+    ] = None,
+    allow_cached: Annotated[
+        bool, typer.Option("--allow-cached", help="Start with what was served last if MLflow is away.")
+    ] = False,
     home: Home = None,
 ) -> None:
-    """Serve a run over HTTP until Ctrl-C."""
+    """Serve a run over HTTP until Ctrl-C; with --model models:/NAME@ALIAS, whatever the alias is moved to."""
     from madewithml import serve as serve_
 
-    settings = config.load(home=home, threshold=threshold, host=host, port=port, engine=engine)
+    settings = config.load(
+        home=home, threshold=threshold, host=host, port=port, engine=engine, allow_cached=allow_cached or None
+    )
     count = workers if local else _replica_count(replicas)
-    planned = serve_.plan(settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count)
+    planned = serve_.plan(
+        settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count, shadow=shadow
+    )
     if local:
         serve_.run_locally(planned)
     else:

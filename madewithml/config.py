@@ -46,6 +46,14 @@ class Settings(pydantic_settings.BaseSettings):
         max_request_timeout_s: The longest that a caller may ask for (`X-Request-Timeout-Ms`).
         hang_timeout_s: Seconds with the engine after which a batch counts as stuck and its process is replaced.
         drain_timeout_s: Seconds granted to accepted requests when the service stops.
+        follow_interval_s: Seconds between two looks at the alias that is served.
+        allow_cached: Whether the last model that was served from this address may start when MLflow is away.
+        allow_uncertified: Whether a model without a certificate may replace one that has one.
+        gate_max_flip_rate: Share of recent texts to which a model that takes over may give another label.
+        gate_max_coverage_change: How far the share of accepted answers may change with it.
+        gate_max_latency_ratio: How much slower it may be, as a multiple.
+        gate_min_samples: Texts without which labels and coverage are not judged.
+        shadow_share: Share of the requests that the shadow model sees too.
     """
 
     model_config = pydantic_settings.SettingsConfigDict(
@@ -71,6 +79,14 @@ class Settings(pydantic_settings.BaseSettings):
     max_request_timeout_s: float = pydantic.Field(default=60.0, gt=0)
     hang_timeout_s: float = pydantic.Field(default=5.0, gt=0)
     drain_timeout_s: float = pydantic.Field(default=10.0, gt=0)
+    follow_interval_s: float = pydantic.Field(default=5.0, gt=0)
+    allow_cached: bool = False
+    allow_uncertified: bool = False
+    gate_max_flip_rate: float = pydantic.Field(default=0.2, ge=0.0, le=1.0)
+    gate_max_coverage_change: float = pydantic.Field(default=0.2, ge=0.0, le=1.0)
+    gate_max_latency_ratio: float = pydantic.Field(default=2.0, gt=0)
+    gate_min_samples: int = pydantic.Field(default=16, ge=1)
+    shadow_share: float = pydantic.Field(default=0.1, ge=0.0, le=1.0)
 
     @classmethod
     def settings_customise_sources(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -150,12 +151,15 @@ class OpenVinoEngine:
         self.pads = not ragged.takes(self._names)
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
+        self._lock = threading.Lock()  # the request's memory holds one computation, and several threads may ask
         self._max_length = max_length
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
-        outputs = self._request.infer(self._inputs(ids, mask), share_inputs=True)
-        return np.array(outputs[self._output])  # a copy: the next call writes into the same memory
+        inputs = self._inputs(ids, mask)
+        with self._lock:
+            outputs = self._request.infer(inputs, share_inputs=True)
+            return np.array(outputs[self._output])  # a copy: the next call writes into the same memory
 
     def _inputs(self, ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
         if not self.pads:

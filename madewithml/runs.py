@@ -7,6 +7,7 @@ one with the lowest `val_loss`. Which row went into which split is the run's art
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlparse
 
 import mlflow
@@ -31,6 +32,22 @@ SPLIT_COLUMNS = ("split", "text_sha256", "label")
 CHECKPOINT_PATH = "data/checkpoint"
 MODEL_NAME = "checkpoint"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+# Of a model version, for each alias: when it was last promoted to it. A service that follows the alias looks at it.
+PROMOTED_TAG = "madewithml.promoted."
+
+
+class ModelVersion(NamedTuple):
+    """A version of a registered model.
+
+    Attributes:
+        run_id: The run behind it.
+        version: Its number.
+        promoted: When it was last promoted to the alias by which it was found; None if that is not known.
+    """
+
+    run_id: str
+    version: str
+    promoted: str | None
 
 
 @dataclass(frozen=True)
@@ -243,11 +260,13 @@ class Store:
                 break
         else:
             version = self.client.create_model_version(name, source, run_id=run_id)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        self.client.set_model_version_tag(name, str(version.version), f"{PROMOTED_TAG}{alias}", now)
         self.client.set_registered_model_alias(name, alias, str(version.version))
         return str(version.version)
 
-    def run_of_model(self, uri: str) -> str:
-        """The run behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    def model_version(self, uri: str) -> ModelVersion:
+        """What is behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
         Raises:
             NotFoundError: No such model, alias or version.
@@ -264,7 +283,8 @@ class Store:
                 f"no model {uri!r} in {self.settings.mlflow_uri}; `madewithml promote --run-id ID --alias A` makes one"
             )
             raise errors.NotFoundError(msg) from err
-        return str(version.run_id)
+        promoted = version.tags.get(f"{PROMOTED_TAG}{version_or_alias}") if by_alias else None
+        return ModelVersion(str(version.run_id), str(version.version), promoted)
 
 
 @contextmanager

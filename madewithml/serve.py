@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run as a script, Python puts this folder on the pa
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import dataclasses
 import errno
 import io
 import logging
@@ -30,10 +31,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from madewithml import checkpoint, cluster, config, errors, host
-from madewithml.serving import draining, haproxy
+from madewithml.serving import draining, following, haproxy, pointer
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from madewithml.serving import replica
 
 logger = logging.getLogger(__name__)
 
@@ -106,16 +109,46 @@ class ServePlan:
     """What is to be served, found and checked before anything starts.
 
     Attributes:
-        run_id: Named in every answer.
-        checkpoint: Folder to load.
+        target: The model: run, folder, version.
         replicas: Ray Serve replicas, or uvicorn processes.
         settings: Address, limits, threshold.
+        model: The address in the registry that it was asked for by; None if it was not.
+        shadow: A second model that sees a share of the traffic; None if there is none.
     """
 
-    run_id: str
-    checkpoint: Path
+    target: pointer.Target
     replicas: int
     settings: config.Settings
+    model: str | None = None
+    shadow: pointer.Target | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Named in every answer."""
+        return self.target.run_id
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder to load."""
+        return Path(self.target.checkpoint)
+
+    def for_replicas(self, folder: Path | None) -> replica.Plan:
+        """What each replica is told.
+
+        Args:
+            folder: Says what to run from now on; None where nothing is followed.
+        """
+        from madewithml.serving import replica
+
+        return replica.Plan(
+            run_id=self.target.run_id,
+            checkpoint=self.target.checkpoint,
+            settings=self.settings.model_dump(mode="json"),
+            threads=self.threads,
+            version=self.target.version,
+            pointer=str(folder) if folder else None,
+            shadow=(self.shadow.run_id, self.shadow.checkpoint) if self.shadow else None,
+        )
 
     @property
     def threads(self) -> int:
@@ -148,6 +181,7 @@ def plan(
     model: str | None,
     checkpoint_folder: Path | None,
     replicas: int,
+    shadow: str | None = None,
 ) -> ServePlan:
     """Find what is to be served and check that it can be: run, checkpoint, hashes, port.
 
@@ -160,17 +194,32 @@ def plan(
     if sum(given is not None for given in (run_id, model, checkpoint_folder)) != 1:
         raise errors.UsageError("give one of --run-id ID, --model models:/NAME@ALIAS, --checkpoint DIR")
     check_port(settings.host, settings.port)
-    if checkpoint_folder is None:
-        from madewithml import runs
+    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
+    if model is not None:
+        target = following.first_target(absolute, model)
+    else:
+        target = pointer.Target(run_id or "", str(checkpoint_folder or _best_checkpoint(absolute, str(run_id))))
+    return ServePlan(
+        target=_checked(target),
+        replicas=replicas,
+        settings=absolute,
+        model=model,
+        shadow=_checked(following.resolver(absolute, shadow)()) if shadow else None,
+    )
 
-        store = runs.connect(settings)
-        run_id = run_id or store.run_of_model(str(model))
-        checkpoint_folder = store.best_checkpoint(run_id)
-    found = checkpoint.read(checkpoint_folder.resolve())
+
+def _best_checkpoint(settings: config.Settings, run_id: str) -> Path:
+    from madewithml import runs
+
+    return runs.connect(settings).best_checkpoint(run_id)
+
+
+def _checked(target: pointer.Target) -> pointer.Target:
+    """The model, found whole, under an absolute folder; one without a run is named by its weights."""
+    found = checkpoint.read(Path(target.checkpoint).resolve())
     found.verify()
     found.read_decision()
-    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
-    return ServePlan(run_id or found.weights_sha256[:32], found.folder, replicas, absolute)
+    return dataclasses.replace(target, run_id=target.run_id or found.weights_sha256[:32], checkpoint=str(found.folder))
 
 
 def check_port(host: str, port: int) -> None:
@@ -216,14 +265,13 @@ def run_locally(planned: ServePlan) -> None:
     """Serve without Ray until SIGINT or SIGTERM."""
     from madewithml.serving import local
 
-    local.run(
-        run_id=planned.run_id,
-        checkpoint=planned.checkpoint,
-        settings=planned.settings,
-        workers=planned.replicas,
-        threads=planned.threads,
-        announce=planned.announcement,
-    )
+    with following.following(planned.settings, planned.model, planned.target) as folder:
+        local.run(
+            planned.for_replicas(folder),
+            planned.settings,
+            workers=planned.replicas,
+            announce=planned.announcement,
+        )
 
 
 def run_on_ray(planned: ServePlan) -> None:
@@ -249,13 +297,14 @@ def run_on_ray(planned: ServePlan) -> None:
 
     configuration = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
     try:
-        start_deployment(planned)
-        print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
-        while signals.get() not in (signal.SIGINT, signal.SIGTERM):
-            _redeploy(planned)
-        logger.info("stopping: answering what was accepted")
-        if configuration:
-            draining.drain(Path(configuration).parent, timeout_s=planned.settings.drain_timeout_s)
+        with following.following(planned.settings, planned.model, planned.target) as folder:
+            start_deployment(planned, folder)
+            print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
+            while signals.get() not in (signal.SIGINT, signal.SIGTERM):
+                _redeploy(planned, folder)
+            logger.info("stopping: answering what was accepted")
+            if configuration:
+                draining.drain(Path(configuration).parent, timeout_s=planned.settings.drain_timeout_s)
     finally:
         import ray
 
@@ -266,19 +315,23 @@ def run_on_ray(planned: ServePlan) -> None:
             shutil.rmtree(Path(configuration).parent, ignore_errors=True)
 
 
-def _redeploy(planned: ServePlan) -> None:
+def _redeploy(planned: ServePlan, folder: Path | None) -> None:
     """Replace the replicas one after the other; if that fails the service goes on with those it has."""
     started = time.monotonic()
     try:
-        start_deployment(planned)
+        start_deployment(planned, folder)
     except errors.StartError as err:
         logger.error("the replicas were not replaced: %s", err.message)
         return
     print(f"replicas replaced within {time.monotonic() - started:.1f} s", flush=True)  # noqa: T201
 
 
-def start_deployment(planned: ServePlan) -> None:
+def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
     """Start the replicas on a running Ray and return when they answer.
+
+    Args:
+        planned: What they serve.
+        folder: Says what to run from now on; None where nothing is followed.
 
     Raises:
         StartError: They did not come up.
@@ -291,20 +344,20 @@ def start_deployment(planned: ServePlan) -> None:
     settings = planned.settings
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    cores = host.available_cores() / planned.replicas
+    # Half of what a replica uses, so that in a redeploy all new ones start while the old ones still answer.
+    share = host.available_cores() / planned.replicas / 2
     replica: Any = deployment.ModelDeployment
     application = replica.options(
         num_replicas=planned.replicas,
-        ray_actor_options={"num_cpus": int(cores) if cores >= 1 else cores},
+        ray_actor_options={"num_cpus": int(share) if share >= 1 else share},
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         max_constructor_retry_count=1,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     ).bind(
         planned.run_id,
         settings.threshold,
-        checkpoint=str(planned.checkpoint),
-        settings=settings.model_dump(),
-        threads=planned.threads,
+        plan=dataclasses.asdict(planned.for_replicas(folder)),
     )
     try:
         serve.run(application, name="madewithml", route_prefix="/")

@@ -185,8 +185,8 @@ def test_promoting_registers_a_model_once_and_moves_its_alias(
         ids.append(run_id)
     versions = [store.promote(run_id, name="shop", alias="champion") for run_id in (*ids, ids[0])]
     assert versions == ["1", "2", "1"]
-    assert store.run_of_model("models:/shop@champion") == ids[0]
-    assert store.run_of_model("models:/shop/2") == ids[1]
+    assert store.model_version("models:/shop@champion").run_id == ids[0]
+    assert store.model_version("models:/shop/2").run_id == ids[1]
 
 
 @pytest.mark.parametrize(("name", "alias"), [("", "champion"), ("a/b", "champion"), ("it's", "champion"), ("a", "v1")])
@@ -204,13 +204,13 @@ def test_a_name_or_alias_that_mlflow_does_not_take_is_refused_in_one_line(
 @pytest.mark.parametrize("uri", ["models:/nope@champion", "models:/nope/1", "models:/nope/abc"])
 def test_an_unknown_model_is_named(store: runs.Store, uri: str) -> None:
     with pytest.raises(errors.NotFoundError, match=rf"no model '{uri}' in sqlite.*madewithml promote"):
-        store.run_of_model(uri)
+        store.model_version(uri)
 
 
 @pytest.mark.parametrize("uri", ["shop@champion", "models:/shop", "models:/@champion", "models:/shop@", ""])
 def test_what_is_no_model_address_is_refused(store: runs.Store, uri: str) -> None:
     with pytest.raises(errors.UsageError, match=rf"bad model address '{uri}': expected models:/NAME@ALIAS or models:"):
-        store.run_of_model(uri)
+        store.model_version(uri)
 
 
 def test_splits_are_read_back_with_texts_for_every_part_but_train(store: runs.Store) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from madewithml import decision
-    from madewithml.serving import service
+    from madewithml.serving import model, service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -93,10 +93,13 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        policy, timeout_s = _policy(request, kitchen), _timeout_s(request, kitchen)
-        results = await kitchen.answer(rows, policy=policy, timeout_s=timeout_s, departure=departure)
-        document = {"results": results, "run_id": kitchen.run_id, "request_id": identity.request_id(request)}
-        return json_response(request, document)
+        with kitchen.take() as taken:
+            policy, timeout_s = _policy(request, kitchen, taken), _timeout_s(request, kitchen)
+            results = await kitchen.answer(rows, taken=taken, policy=policy, timeout_s=timeout_s, departure=departure)
+        request_id = identity.request_id(request)
+        if kitchen.shadow is not None:
+            kitchen.shadow.offer(request_id, rows, results)
+        return json_response(request, {"results": results, "run_id": taken.run_id, "request_id": request_id})
 
     documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
     _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
@@ -125,10 +128,16 @@ def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def policy(request: Request) -> Response:
         return json_response(request, kitchen.predictor.policy.to_dict())
 
+    async def shadow(request: Request) -> Response:
+        if kitchen.shadow is None:
+            raise errors.UnknownResourceError("there is no shadow model: start with --shadow models:/NAME@ALIAS")
+        return json_response(request, kitchen.shadow.report())
+
     _get(app, "/", index, summary="Whether it answers at all")
     _get(app, "/run_id/", run_id, summary="The run behind the answers")
     _get(app, "/model", model, summary="Labels, text fields, engine, limits and hashes of the model")
     _get(app, "/policy", policy, summary="Threshold, temperature and what they rest on")
+    _get(app, "/shadow", shadow, summary="How a second model answers a share of the traffic, beside this one")
 
 
 def _add_health(app: FastAPI, kitchen: service.Service) -> None:
@@ -204,7 +213,7 @@ def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
     return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
 
 
-def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPolicy | None:
+def _policy(request: Request, kitchen: service.Service, taken: model.LoadedModel) -> decision.DecisionPolicy | None:
     """The policy that `?max_risk=` or `?threshold=` asks for; None where neither is given."""
     if not request.scope["query_string"]:
         return None
@@ -214,7 +223,7 @@ def _policy(request: Request, kitchen: service.Service) -> decision.DecisionPoli
             known = ", ".join(POLICY_PARAMETERS)
             raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
         given[name] = _share(name, text)
-    return kitchen.policy(max_risk=given.get("max_risk"), threshold=given.get("threshold"))
+    return kitchen.policy(taken.predictor.policy, max_risk=given.get("max_risk"), threshold=given.get("threshold"))
 
 
 def _share(name: str, text: str) -> float:

@@ -127,7 +127,7 @@ class Batcher:
         self._calls: set[_Call] = set()
         self._lists: set[_Call] = set()  # those of several rows, whose turns come one by one
         self._row_seconds = 0.005  # guess until the first batch was timed
-        self._batch_since: float | None = None
+        self._moved = 0.0  # when the engine's thread last had or finished something to do
         self._longest_s = 0.0
 
     @property
@@ -147,9 +147,11 @@ class Batcher:
         self._longest_s = max(self._longest_s, seconds)
 
     def stuck(self, limit_s: float) -> bool:
-        """Whether a batch has been with the engine for longer than the limit, and far longer than is to be expected."""
-        since = self._batch_since
-        return since is not None and time.monotonic() - since > max(limit_s, STUCK_FACTOR * self._longest_s)
+        """Whether the engine's thread has not moved for longer than the limit, and far longer than is to be expected.
+
+        With a batch in the engine, or with rows that it does not come to take.
+        """
+        return not self._idle and time.monotonic() - self._moved > max(limit_s, STUCK_FACTOR * self._longest_s)
 
     async def submit(
         self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None
@@ -193,6 +195,8 @@ class Batcher:
                 heapq.heappush(self._by_rank, (rank + index * step, self._number, waiting))
                 bisect.insort(self._by_length, (waiting.place, waiting))
             wake, self._idle = self._idle, False
+            if wake:
+                self._moved = rank
         if self._engine is None:
             self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
             self._engine.start()
@@ -238,9 +242,10 @@ class Batcher:
                 if self._wake.get() == STOP:
                     return
                 continue
-            started = self._batch_since = time.monotonic()
+            started = time.monotonic()
             answers, err = self._computed(batch)
-            took, self._batch_since = time.monotonic() - started, None
+            self._moved = time.monotonic()
+            took = self._moved - started
             self.expect(took)
             self._row_seconds += 0.1 * (took / len(batch) - self._row_seconds)
             for loop, part in _by_loop(batch, answers).items():

@@ -5,19 +5,18 @@ Import it through `madewithml.serve`, which sets the variables that Ray Serve re
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
 from madewithml import config, errors, host, predict
-from madewithml.serving import app, service
+from madewithml.serving import app, replica
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-@serve.deployment(max_ongoing_requests=4096, health_check_period_s=2, health_check_timeout_s=10)
+@serve.deployment(max_ongoing_requests=4096, health_check_period_s=2, health_check_timeout_s=4)
 @serve.ingress()
 class ModelDeployment:
     """A run's best checkpoint as an HTTP service.
@@ -28,6 +27,7 @@ class ModelDeployment:
         checkpoint: Folder to load instead of asking MLflow.
         settings: Settings as `config.Settings.model_dump` gives them; None reads them where the replica runs.
         threads: Threads of one computation; None means every core the replica may use.
+        plan: `serving.replica.Plan` as a dictionary, instead of all the others: what `madewithml serve` gives.
     """
 
     def __init__(
@@ -38,14 +38,19 @@ class ModelDeployment:
         checkpoint: str | None = None,
         settings: dict[str, Any] | None = None,
         threads: int | None = None,
+        plan: dict[str, Any] | None = None,
     ) -> None:
-        folder = Path(checkpoint) if checkpoint else predict.get_best_checkpoint(run_id)
-        found = config.Settings.model_construct(**settings) if settings else config.load()
-        predictor = predict.TorchPredictor.from_checkpoint(
-            folder, engine=found.engine, threshold=threshold, threads=threads or host.available_cores()
-        )
-        self.service = service.Service(predictor, run_id=run_id, settings=found)
-        self.service.warm_up()
+        if plan is None:
+            found = config.Settings.model_construct(**settings) if settings else config.load()
+            folder = checkpoint or str(predict.get_best_checkpoint(run_id))
+            own = {**found.model_dump(), "threshold": threshold}
+            plan = {
+                "run_id": run_id,
+                "checkpoint": folder,
+                "settings": own,
+                "threads": threads or host.available_cores(),
+            }
+        self.service = replica.open_service(replica.Plan(**plan))
         self.service.exit_when_hung()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import http.client
 import json
 import multiprocessing
@@ -11,17 +13,20 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
-from madewithml import config, errors, predict
-from madewithml.serving import app, service
+from madewithml import config, errors
+from madewithml.serving import app, replica
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from fastapi import FastAPI
+
+    from madewithml.serving import service
 
 PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
 STARTUP_FAILURE = 3  # uvicorn's word for "do not start this process again"
@@ -41,39 +46,53 @@ def app_from_environment() -> FastAPI:
 
 
 def _app() -> FastAPI:
-    plan: dict[str, Any] = json.loads(os.environ[PLAN_VARIABLE])
-    settings = config.Settings.model_construct(**plan["settings"])
-    predictor = predict.TorchPredictor.from_checkpoint(
-        plan["checkpoint"], engine=settings.engine, threshold=plan["threshold"], threads=plan["threads"]
-    )
-    kitchen = service.Service(predictor, run_id=plan["run_id"], settings=settings)
-    kitchen.warm_up()
+    kitchen = replica.open_service(replica.Plan(**json.loads(os.environ[PLAN_VARIABLE])))
+    kitchen.exit_when_hung()
+    _drain_on_signal(kitchen)
     return app.create_app(kitchen)
 
 
-def run(*, run_id: str, checkpoint: Path, settings: config.Settings, workers: int, threads: int, announce: str) -> None:
+def _drain_on_signal(kitchen: service.Service) -> None:
+    """On the first signal finish what was accepted while new calls are answered 503; only then let uvicorn close.
+
+    By itself it stops listening first, and a client that connects meanwhile is not told to come back. A second signal
+    is uvicorn's at once.
+    """
+    loop = asyncio.get_running_loop()  # uvicorn builds the app in the loop that it serves in
+
+    def drain_first(number: signal.Signals) -> None:
+        ends = signal.getsignal(number)
+
+        async def drain(frame: FrameType | None) -> None:
+            await kitchen.stop()
+            if callable(ends):
+                ends(number, frame)
+
+        def on_signal(_: int, frame: FrameType | None) -> None:
+            signal.signal(number, ends)
+            loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(drain(frame))))
+
+        signal.signal(number, on_signal)
+
+    tasks: list[asyncio.Task[None]] = []  # the loop itself holds on to none
+    for each in (signal.SIGINT, signal.SIGTERM):
+        drain_first(each)
+
+
+def run(plan: replica.Plan, settings: config.Settings, *, workers: int, announce: str) -> None:
     """Serve until a signal comes; returns when everything accepted is answered.
 
     Args:
-        run_id: Named in every answer.
-        checkpoint: Folder to load.
-        settings: Address, limits, threshold.
+        plan: What each process is to serve.
+        settings: Address and limits.
         workers: Processes that share the port.
-        threads: Threads of one computation in each.
         announce: Line to log when the first process is up.
 
     Raises:
         CheckpointError: The one process cannot use the checkpoint.
         StartError: One of several processes could not start; it has said why.
     """
-    plan = {
-        "run_id": run_id,
-        "checkpoint": str(checkpoint),
-        "threshold": settings.threshold,
-        "threads": threads,
-        "settings": settings.model_dump(mode="json"),
-    }
-    os.environ[PLAN_VARIABLE] = json.dumps(plan)
+    os.environ[PLAN_VARIABLE] = json.dumps(dataclasses.asdict(plan))
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal that ended it once more when it is done; a clean stop ends with status 0 instead.
         signal.signal(number, lambda *_: None)

@@ -48,6 +48,8 @@ def of_error(request: Request, err: errors.MadeWithMLError) -> Response:
         extra = {"errors": err.errors}
         if err.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(err.retry_after_s)))
+        if isinstance(err, errors.NotReadyError):
+            headers["Connection"] = "close"  # the next call of this client shall find another replica
     return problem(request, err.status, err.code, err.title, err.message, headers=headers, extra=extra)
 
 

@@ -1,4 +1,4 @@
-"""One replica's service: a predictor behind a queue, and whether it may be asked.
+"""One replica's service: the model that answers, and whether it may be asked.
 
 It is what the routes talk to, whether the app runs under Ray Serve, uvicorn or a test client.
 """
@@ -14,15 +14,14 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 import madewithml
-from madewithml import config, decision, engine_report, errors, predict, tokenization
-from madewithml.serving import batching, schemas
+from madewithml import config, decision, errors, predict, tokenization
+from madewithml.serving import batching, model, sample, schemas
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from madewithml.serving import shadow
 
 logger = logging.getLogger(__name__)
 
@@ -30,43 +29,66 @@ logger = logging.getLogger(__name__)
 INLINE_CHARACTERS = 20_000
 WATCH_EVERY_S = 0.25
 HUNG = 70  # exit status of a process whose engine hangs; sysexits.h has it as "internal software error"
-# Of an engine that was not measured: half a thousand tokens a batch, each batch as dear as a short text.
-UNMEASURED = engine_report.CostCurve(budget_tokens=512, overhead_tokens=32.0)
 
 
-class Order(NamedTuple):
-    """One row on its way to the engine, with the policy that decides on it."""
+class Helper(Protocol):
+    """Something that runs beside the service and ends with it."""
 
-    ids: list[int]
-    truncated: bool
-    policy: decision.DecisionPolicy
+    def stop(self) -> None:
+        """Begin nothing more."""
+        ...
 
 
 class Service:
-    """A predictor that many callers share.
+    """A predictor that many callers share, and that may be replaced by another while they do.
+
+    Attributes:
+        current: The model that answers. A request reads it once, by `take`.
+        recent: A sample of the texts that were asked about; None where no model may take over.
+        candidate: What `GET /model` says of a model that may take over; None if there is none.
+        swaps: How often another model took over.
+        refused: How many candidates were refused.
+        shadow: A second model that sees a share of the traffic; None if there is none.
 
     Args:
         predictor: What answers.
         run_id: Where it came from.
         settings: Limits and folders.
+        version: In the model registry; None if it did not come from there.
     """
 
-    def __init__(self, predictor: predict.Predictor, *, run_id: str, settings: config.Settings) -> None:
-        self.predictor = predictor
-        self.run_id = run_id
+    def __init__(
+        self, predictor: predict.Predictor, *, run_id: str, settings: config.Settings, version: str | None = None
+    ) -> None:
         self.settings = settings
-        metadata = predictor.checkpoint.metadata
-        self.schema = schemas.RequestSchema(metadata.text_fields, max_rows=settings.max_rows)
+        self.current = model.LoadedModel(predictor, run_id=run_id, settings=settings, version=version)
+        # Of every model to come: one with other text fields may not take over.
+        self.schema = schemas.RequestSchema(predictor.checkpoint.metadata.text_fields, max_rows=settings.max_rows)
         self.ready = False
-        self._batcher = batching.Batcher(
-            self._compute,
-            max_batch_size=settings.max_batch_size,
-            curve=predictor.curve or UNMEASURED,
-            max_queue_rows=settings.max_queue_rows,
-            max_queue_s=settings.max_queue_s,
-        )
+        self.recent: sample.RecentTexts | None = None
+        self.candidate: dict[str, Any] | None = None
+        self.swaps = 0
+        self.refused = 0
+        self.shadow: shadow.Shadow | None = None
+        self.helpers: list[Helper] = []
+        self._leaving: list[model.LoadedModel] = []  # replaced, with calls that are not answered yet
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
         self._evaluating = asyncio.Lock()
+
+    @property
+    def predictor(self) -> predict.Predictor:
+        """What answers at the moment."""
+        return self.current.predictor
+
+    @property
+    def run_id(self) -> str:
+        """Where it came from."""
+        return self.current.run_id
+
+    @property
+    def example(self) -> str:
+        """A text to warm up on."""
+        return self.predictor.texts([self.schema.example()])[0]
 
     def warm_up(self) -> None:
         """Check the golden rows and run the batch shapes in use once; ready afterwards.
@@ -74,21 +96,14 @@ class Service:
         Raises:
             CheckpointError: The golden rows do not come out as recorded.
         """
-        difference = self.predictor.check_golden()
-        example = self.predictor.tokenizer.encode(self.predictor.texts([self.schema.example()]))
-        order = Order(example[0].ids, truncated=False, policy=self.predictor.policy)
-        for size in (1, self.settings.max_batch_size):
-            started = time.monotonic()
-            self._compute([order] * size)
-        longest = self.predictor.checkpoint.metadata.max_length / len(order.ids)
-        self._batcher.expect((time.monotonic() - started) * longest)
+        difference = self.current.warm_up(self.example)
         logger.info("run %s is ready: golden rows agree to %.1e", self.run_id, difference)
         self.ready = True
 
     @property
     def hung(self) -> bool:
         """Whether the engine does not come back from a batch."""
-        return self._batcher.stuck(self.settings.hang_timeout_s)
+        return any(one.batcher.stuck(self.settings.hang_timeout_s) for one in (self.current, *self._leaving))
 
     def exit_when_hung(self) -> None:
         """End this process, from a thread of its own, when the engine hangs.
@@ -106,10 +121,46 @@ class Service:
         print(f"error: {msg}", file=sys.stderr, flush=True)  # noqa: T201 - log handlers may be buffering
         os._exit(HUNG)
 
+    def prepare(self, predictor: predict.Predictor, *, run_id: str, version: str | None) -> model.LoadedModel:
+        """A warm model that could take over.
+
+        Raises:
+            CheckpointError: The golden rows do not come out as recorded.
+        """
+        prepared = model.LoadedModel(predictor, run_id=run_id, settings=self.settings, version=version)
+        prepared.warm_up(self.example)
+        return prepared
+
+    def swap(self, prepared: model.LoadedModel) -> model.LoadedModel:
+        """Answer with another model from the next request on; gives the old one, to be released."""
+        old = self.current
+        self._leaving.append(old)
+        self.current = prepared
+        self.swaps += 1
+        return old
+
+    def release(self, old: model.LoadedModel) -> None:
+        """Wait until a model that was replaced has answered everything, and let it go. Blocks."""
+        old.retire(patience_s=self.settings.max_request_timeout_s)
+        self._leaving.remove(old)
+
+    def take(self) -> model.LoadedModel:
+        """The model for one request, to be used in a `with` block; it stays until the block ends.
+
+        Raises:
+            NotReadyError: The service is starting or stopping.
+        """
+        if not self.ready:
+            raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
+        while not (taken := self.current).admit():
+            pass  # replaced between the two steps: the next one is there already
+        return taken
+
     async def answer(
         self,
         rows: Sequence[schemas.Row],
         *,
+        taken: model.LoadedModel | None = None,
         policy: decision.DecisionPolicy | None = None,
         timeout_s: float | None = None,
         departure: batching.Departure | None = None,
@@ -118,7 +169,8 @@ class Service:
 
         Args:
             rows: The rows.
-            policy: Decides on these rows; None takes the predictor's own.
+            taken: The model that `take` gave; None takes the one that answers at the moment.
+            policy: Decides on these rows; None takes the model's own.
             timeout_s: Seconds they may take; None takes the configured ones.
             departure: Awaited to learn that the client has gone; its rows are then not computed.
 
@@ -128,46 +180,32 @@ class Service:
             DeadlineExceededError: The rows took too long.
             ClientGoneError: The client has gone.
         """
-        if not self.ready:
-            raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
-        inputs = self.predictor.texts(rows)
-        tokens = await self._tokenise(inputs)
-        chosen = policy or self.predictor.policy
-        orders = [Order(row.ids, row.truncated, chosen) for row in tokens]
-        return await self._batcher.submit(
+        if taken is None:
+            with self.take() as own:
+                return await self.answer(rows, taken=own, policy=policy, timeout_s=timeout_s, departure=departure)
+        inputs = taken.predictor.texts(rows)
+        if self.recent is not None:
+            self.recent.offer(inputs)
+        tokens = await self._tokenise(taken, inputs)
+        chosen = policy or taken.predictor.policy
+        orders = [model.Order(row.ids, row.truncated, chosen) for row in tokens]
+        return await taken.batcher.submit(
             orders, timeout_s=timeout_s or self.settings.request_timeout_s, departure=departure
         )
 
-    def _compute(self, orders: Sequence[Order]) -> list[dict[str, Any]]:
-        """One batch through the engine, then each row under its own policy: one pass for those that share it."""
-        ids, mask = tokenization.pad([order.ids for order in orders], pad_id=self.predictor.tokenizer.pad_id)
-        logits = self.predictor.engine.logits(ids, mask)
-        try:
-            return self._decide(logits, orders)
-        except errors.InputError as err:  # no caller's fault: the engine gave logits that cannot be decided on
-            raise errors.CheckpointError(err.message) from err
-
-    def _decide(self, logits: npt.NDArray[np.float32], orders: Sequence[Order]) -> list[dict[str, Any]]:
-        truncated = [order.truncated for order in orders]
-        policies = [order.policy for order in orders]
-        if all(policy is policies[0] for policy in policies):
-            return self.predictor.decide(logits, truncated, policies[0])
-        return [
-            self.predictor.decide(logits[i : i + 1], truncated[i : i + 1], policy)[0]
-            for i, policy in enumerate(policies)
-        ]
-
-    def policy(self, *, max_risk: float | None, threshold: float | None) -> decision.DecisionPolicy:
+    def policy(
+        self, own: decision.DecisionPolicy, *, max_risk: float | None, threshold: float | None
+    ) -> decision.DecisionPolicy:
         """The policy a caller asks for.
 
         Args:
+            own: Of the model that is to answer.
             max_risk: A certified level.
             threshold: A threshold of the caller's own, where the operator allows that.
 
         Raises:
             InvalidRequestError: Both are given, the level is not certified, or callers may not choose a threshold.
         """
-        own = self.predictor.policy
         if max_risk is not None and threshold is not None:
             raise errors.InvalidRequestError("give max_risk or threshold, not both")
         if threshold is not None:
@@ -182,24 +220,25 @@ class Service:
         except errors.InputError as err:
             raise errors.InvalidRequestError(err.message) from err
 
-    async def _tokenise(self, inputs: Sequence[str]) -> list[tokenization.Tokens]:
+    async def _tokenise(self, taken: model.LoadedModel, inputs: Sequence[str]) -> list[tokenization.Tokens]:
+        encode = taken.predictor.tokenizer.encode
         if sum(map(len, inputs)) <= INLINE_CHARACTERS:
-            return self.predictor.tokenizer.encode(inputs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self.predictor.tokenizer.encode, inputs)
+            return encode(inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, encode, inputs)
 
     def description(self) -> dict[str, Any]:
         """What `GET /model` says."""
-        metadata, engine = self.predictor.checkpoint.metadata, self.predictor.engine
-        settings = self.settings
+        current, settings = self.current, self.settings
+        metadata, engine = current.predictor.checkpoint.metadata, current.predictor.engine
         return {
             "name": "madewithml",
             "version": madewithml.__version__,
-            "run_id": self.run_id,
+            "run_id": current.run_id,
+            "model_version": current.version,
             "labels": metadata.labels,
             "text_fields": metadata.text_fields,
             "max_length": metadata.max_length,
-            "abstain_label": self.predictor.policy.abstain_label,
+            "abstain_label": current.predictor.policy.abstain_label,
             "encoder": metadata.encoder,
             "engine": {"name": engine.name, "precision": engine.precision},
             "limits": {
@@ -212,6 +251,8 @@ class Service:
             },
             "hashes": {**metadata.files, "data": metadata.data_sha256},
             "libraries": metadata.libraries,
+            "changes": {"swaps": self.swaps, "refused": self.refused},
+            "candidate": self.candidate,
         }
 
     async def evaluate(self, name: str) -> dict[str, Any]:
@@ -247,11 +288,12 @@ class Service:
         # Late: pandas, scikit-learn and MLflow, two seconds of every replica's start for a call that few make.
         from madewithml import data, evaluate
 
-        fields = self.predictor.checkpoint.metadata.text_fields
+        current = self.current
+        fields = current.predictor.checkpoint.metadata.text_fields
         try:
             rows = data.read_labelled(str(path), text_fields=fields, label_field="tag")
             return evaluate.evaluate(
-                self.predictor, rows, run_id=self.run_id, dataset=path.name, slices=self.settings.slices
+                current.predictor, rows, run_id=current.run_id, dataset=path.name, slices=self.settings.slices
             )
         except errors.InputError as err:
             raise errors.InvalidRequestError(err.message.replace(str(path), path.name)) from err
@@ -259,8 +301,9 @@ class Service:
     async def stop(self) -> None:
         """Refuse new work, finish what was accepted."""
         self.ready = False
-        try:
-            await asyncio.wait_for(self._batcher.drain(), self.settings.drain_timeout_s)
-        except (TimeoutError, asyncio.TimeoutError):
-            logger.warning("stopped with %d rows unanswered", self._batcher.waiting)
+        for helper in self.helpers:
+            helper.stop()
+        last = time.monotonic() + self.settings.drain_timeout_s
+        for each in (*self._leaving, self.current):
+            await asyncio.to_thread(each.retire, patience_s=max(0.0, last - time.monotonic()))
         self._workers.shutdown(wait=False, cancel_futures=True)

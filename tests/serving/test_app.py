@@ -221,7 +221,7 @@ class TestPolicyOfACaller:
                 for threshold in ("0", "1", "0.5"):
                     url = f"/predict/?threshold={threshold}"
                     calls.append(asyncio.create_task(client.post(url, json=[ROW, ROW])))
-                await until(lambda: window.kitchen._batcher.waiting == 6)
+                await until(lambda: window.kitchen.current.batcher.waiting == 6)
                 held.release()
                 return [(await call).json()["results"] for call in calls]
 
@@ -417,7 +417,7 @@ class TestTroubleInside:
                 computing = asyncio.create_task(client.post("/predict/", json=ROW))
                 await until(held.entered.is_set)
                 waiting = asyncio.create_task(client.post("/predict/", json=ROW))
-                await until(lambda: window.kitchen._batcher.waiting)
+                await until(lambda: window.kitchen.current.batcher.waiting)
                 refused = await client.post("/predict/", json=ROW)
                 held.release()
                 return refused, await computing, await waiting
@@ -452,7 +452,9 @@ class TestTroubleInside:
 
     def test_a_service_whose_engine_hangs_is_not_alive(self, make_window, held):
         window = make_window(engine=held, hang_timeout_s=0.05)
-        window.kitchen._batcher._longest_s = 0.0  # what the warm-up expects of a batch is longer than a test may take
+        window.kitchen.current.batcher._longest_s = (
+            0.0  # what the warm-up expects of a batch is longer than a test may take
+        )
 
         async def scenario():
             async with window.client() as client:
@@ -476,7 +478,7 @@ class TestTroubleInside:
                 computing = asyncio.create_task(client.post("/predict/", json=ROW))
                 await until(held.entered.is_set)
                 answers = await client.post("/predict/", json=ROW), await computing
-                left = window.kitchen._batcher.waiting
+                left = window.kitchen.current.batcher.waiting
                 held.release()
                 return left, answers
 
@@ -515,10 +517,10 @@ class TestTroubleInside:
             await until(held.entered.is_set)
             gone = asyncio.Event()
             second = asyncio.create_task(call(gone))
-            await until(lambda: window.kitchen._batcher.waiting)
+            await until(lambda: window.kitchen.current.batcher.waiting)
             gone.set()
             status = await second
-            left = window.kitchen._batcher.waiting
+            left = window.kitchen.current.batcher.waiting
             held.release()
             return status, left, await first
 
@@ -730,7 +732,8 @@ class TestOpenApi:
 
     def test_each_route_is_documented_once(self, document):
         assert list(document["paths"]) == [
-            *("/predict/", "/evaluate/", "/", "/run_id/", "/model", "/policy", "/health/live", "/health/ready")
+            *("/predict/", "/evaluate/", "/", "/run_id/", "/model", "/policy", "/shadow"),
+            *("/health/live", "/health/ready"),
         ]
 
     @pytest.mark.parametrize("path", ["/predict/", "/evaluate/"])

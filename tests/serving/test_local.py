@@ -51,9 +51,8 @@ class TestTheApp:
             plan = {
                 "run_id": "a-run",
                 "checkpoint": str(folder),
-                "threshold": 0.25,
                 "threads": 1,
-                "settings": settings.model_dump(mode="json"),
+                "settings": {**settings.model_dump(mode="json"), "threshold": 0.25},
             }
             monkeypatch.setenv(local.PLAN_VARIABLE, json.dumps(plan))
 

@@ -38,7 +38,7 @@ class TestAHungEngine:
 
         monkeypatch.setattr(service.os, "_exit", end)
         kitchen = make_service(engine=held, hang_timeout_s=0.05)
-        kitchen._batcher._longest_s = 0.0
+        kitchen.current.batcher._longest_s = 0.0
         kitchen.exit_when_hung()
 
         async def scenario():
@@ -96,7 +96,7 @@ class TestStop:
             calls = [asyncio.create_task(kitchen.answer([ROW]))]
             await until(held.entered.is_set)
             calls.append(asyncio.create_task(kitchen.answer([ROW, ROW])))
-            await until(lambda: kitchen._batcher.waiting)
+            await until(lambda: kitchen.current.batcher.waiting)
             await kitchen.stop()
             held.release()
             for call in calls:
@@ -104,4 +104,4 @@ class TestStop:
 
         with caplog.at_level(logging.WARNING):
             asyncio.run(scenario())
-        assert "stopped with 2 rows unanswered" in caplog.text
+        assert "a-run ended with 2 requests unanswered" in caplog.text

@@ -1,0 +1,233 @@
+"""The gate a candidate must pass before it takes over: does it behave like the model that is answering now?
+
+    texts of recent traffic -> replay on both -> compare -> faults
+
+Four questions: does it keep the contract (labels, text fields, a certificate where there was one); how often is its
+label another; how much more or less does it let through; how much slower is it. How far it may go is the operator's to
+say.
+Functions of what they are given; nothing here changes what is served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from madewithml import config, decision, errors, predict, tokenization
+
+if TYPE_CHECKING:
+    from madewithml import engines
+
+# Rows computed at once during a replay: between two of them the engine is free for callers.
+CHUNK = 4
+# Each engine's latency is its best of so many: what a busy machine adds is not the engine's.
+TRIALS = 9
+PROBE_ROWS = 8
+
+Pause = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a candidate may be from the model that is answering.
+
+    Attributes:
+        max_flip_rate: Share of texts that get another label.
+        max_coverage_change: Change in the share of answers that are let through, up or down.
+        max_latency_ratio: Seconds for a batch, as a multiple of the present model's.
+        min_samples: Texts without which the first two are not judged.
+        allow_uncertified: Whether a model without a certificate may replace one that has one.
+    """
+
+    max_flip_rate: float
+    max_coverage_change: float
+    max_latency_ratio: float
+    min_samples: int
+    allow_uncertified: bool
+
+    @classmethod
+    def of(cls, settings: config.Settings) -> Limits:
+        """The limits that the settings name."""
+        return cls(
+            max_flip_rate=settings.gate_max_flip_rate,
+            max_coverage_change=settings.gate_max_coverage_change,
+            max_latency_ratio=settings.gate_max_latency_ratio,
+            min_samples=settings.gate_min_samples,
+            allow_uncertified=settings.allow_uncertified,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a candidate behaves beside the model that is answering.
+
+    Attributes:
+        num_rows: Texts that both answered.
+        flip_rate: Share of them with another label; None without any.
+        coverage: Share that the present model lets through; None without any.
+        candidate_coverage: Share that the candidate lets through; None without any.
+        latency_s: Seconds for one batch on the present model.
+        candidate_latency_s: Seconds for the same texts on the candidate.
+    """
+
+    num_rows: int
+    flip_rate: float | None
+    coverage: float | None
+    candidate_coverage: float | None
+    latency_s: float
+    candidate_latency_s: float
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a model says of n texts: its labels, and which answers it lets through, bool [n]."""
+
+    labels: list[str]
+    accepted: npt.NDArray[np.bool_]
+
+
+def contract_faults(present: predict.Predictor, candidate: predict.Predictor, limits: Limits) -> list[str]:
+    """What callers rely on and a candidate would break, in words.
+
+    Raises:
+        CheckpointError: The candidate's recorded policy belongs to other weights or was edited.
+    """
+    faults = []
+    if set(candidate.classes) != set(present.classes):
+        missing = sorted(set(present.classes) - set(candidate.classes))
+        new = sorted(set(candidate.classes) - set(present.classes))
+        faults.append(f"other labels: {_names(missing)} missing, {_names(new)} new. Start a service of its own for it.")
+    own, other = present.checkpoint.metadata.text_fields, candidate.checkpoint.metadata.text_fields
+    if own != other:
+        faults.append(f"other text fields: {_names(other)} instead of {_names(own)}")
+    if not limits.allow_uncertified and _is_certified(present) and not _is_certified(candidate):
+        faults.append(
+            "no certificate, and the present model has one: run `madewithml certify` on it and promote it again, or "
+            "set allow_uncertified"
+        )
+    return faults
+
+
+def _is_certified(predictor: predict.Predictor) -> bool:
+    """Whether the checkpoint's own threshold is certified, whatever an operator puts over it."""
+    return predict.policy_of(predictor.checkpoint).source == "certificate"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def replay(predictor: predict.Predictor, texts: Sequence[str], *, pause: Pause) -> Behaviour:
+    """What a model says of texts, a few at a time.
+
+    Args:
+        predictor: The model.
+        texts: The texts.
+        pause: Called after each chunk with the seconds it took: the place to leave the cores to callers.
+
+    Raises:
+        CheckpointError: A logit is NaN or infinite.
+    """
+    labels: list[str] = []
+    accepted: list[npt.NDArray[np.bool_]] = []
+    for chunk in _chunks(texts):
+        started = time.perf_counter()
+        decisions = _decide(predictor, chunk)
+        labels += [predictor.classes[index] for index in decisions.label]
+        accepted.append(decisions.accepted)
+        pause(time.perf_counter() - started)
+    return Behaviour(labels, np.concatenate([np.empty(0, dtype=np.bool_), *accepted]))
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), CHUNK):
+        yield texts[start : start + CHUNK]
+
+
+def _decide(predictor: predict.Predictor, texts: Sequence[str]) -> decision.Decisions:
+    try:
+        return predictor.policy.decide(predictor.text_logits(texts), predictor.classes)
+    except errors.InputError as err:
+        raise errors.CheckpointError(err.message) from err
+
+
+def latencies(
+    present: predict.Predictor, candidate: predict.Predictor, texts: Sequence[str], *, pause: Pause
+) -> tuple[float, float]:
+    """Seconds that each model's engine takes for one batch of the same texts, measured in turns.
+
+    Args:
+        present: The model that is answering.
+        candidate: The candidate.
+        texts: The texts; those of middling length are taken.
+        pause: See `replay`.
+    """
+    ordered = sorted(texts, key=len)
+    middle = max(0, (len(ordered) - PROBE_ROWS) // 2)
+    chosen = ordered[middle : middle + PROBE_ROWS]
+    batches = [
+        (one.engine, tokenization.pad([t.ids for t in one.tokenizer.encode(chosen)], pad_id=one.tokenizer.pad_id))
+        for one in (present, candidate)
+    ]
+    best = [float("inf"), float("inf")]
+    for _ in range(TRIALS):
+        for index, (engine, batch) in enumerate(batches):
+            seconds = _seconds(engine, batch)
+            best[index] = min(best[index], seconds)
+            pause(seconds)
+    return best[0], best[1]
+
+
+def _seconds(engine: engines.Engine, batch: tuple[tokenization.Ints, tokenization.Ints]) -> float:
+    started = time.perf_counter()
+    engine.logits(*batch)
+    return time.perf_counter() - started
+
+
+def compare(own: Behaviour, other: Behaviour, seconds: tuple[float, float]) -> Report:
+    """Put two behaviours on the same texts side by side.
+
+    Args:
+        own: Of the present model.
+        other: Of the candidate.
+        seconds: What `latencies` found.
+    """
+    rows = len(own.labels)
+    flips = sum(a != b for a, b in zip(own.labels, other.labels, strict=True))
+    return Report(
+        num_rows=rows,
+        flip_rate=flips / rows if rows else None,
+        coverage=float(own.accepted.mean()) if rows else None,
+        candidate_coverage=float(other.accepted.mean()) if rows else None,
+        latency_s=seconds[0],
+        candidate_latency_s=seconds[1],
+    )
+
+
+def faults(report: Report, limits: Limits) -> list[str]:
+    """Which limits a report goes past, in words; empty if none."""
+    found = []
+    enough = report.num_rows >= limits.min_samples
+    if enough and report.flip_rate is not None and report.flip_rate > limits.max_flip_rate:
+        found.append(
+            f"another label on {report.flip_rate:.1%} of {report.num_rows} texts (gate_max_flip_rate is "
+            f"{limits.max_flip_rate:g})"
+        )
+    if enough and report.coverage is not None and report.candidate_coverage is not None:
+        change = abs(report.candidate_coverage - report.coverage)
+        if change > limits.max_coverage_change:
+            found.append(
+                f"coverage goes from {report.coverage:.1%} to {report.candidate_coverage:.1%} "
+                f"(gate_max_coverage_change is {limits.max_coverage_change:g})"
+            )
+    if report.candidate_latency_s > limits.max_latency_ratio * report.latency_s:
+        found.append(
+            f"a batch takes {report.candidate_latency_s * 1000:.3g} ms instead of {report.latency_s * 1000:.3g} ms "
+            f"(gate_max_latency_ratio is {limits.max_latency_ratio:g})"
+        )
+    return found

@@ -1,0 +1,78 @@
+"""What one process of a service holds: built from a plan that can be sent to another process.
+
+Plan -> predictor -> Service, warm -> and beside it, where asked for: the changeover and the shadow model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from madewithml import config, predict
+from madewithml.serving import changeover, pointer, service, shadow
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a process is to serve; plain values only.
+
+    Attributes:
+        run_id: Named in every answer.
+        checkpoint: Folder to load.
+        settings: Settings as `config.Settings.model_dump` gives them.
+        threads: Threads of one computation.
+        version: In the model registry; None if it did not come from there.
+        pointer: Folder that says what to run from now on; None where nothing is followed.
+        shadow: Run id and checkpoint of a second model; None if there is none.
+    """
+
+    run_id: str
+    checkpoint: str
+    settings: dict[str, Any]
+    threads: int
+    version: str | None = None
+    pointer: str | None = None
+    shadow: tuple[str, str] | None = None
+
+
+def open_service(plan: Plan) -> service.Service:
+    """Load and warm up what the plan names; ready when this returns.
+
+    Raises:
+        CheckpointError: The model is damaged, or does not compute what it did.
+        UsageError: Its engine cannot run here.
+    """
+    paths = {name: Path(plan.settings[name]) for name in ("home", "datasets")}  # strings, where it came as JSON
+    settings = config.Settings.model_construct(**{**plan.settings, **paths})
+
+    def load(target: pointer.Target) -> predict.Predictor:
+        return predict.TorchPredictor.from_checkpoint(
+            target.checkpoint, engine=settings.engine, threshold=settings.threshold, threads=plan.threads
+        )
+
+    where = pointer.Pointer(Path(plan.pointer)) if plan.pointer else None
+    # One that starts late, after a crash for instance, runs what the others run by then.
+    target = where.accepted() if where else pointer.Target(plan.run_id, plan.checkpoint, plan.version)
+    kitchen = service.Service(load(target), run_id=target.run_id, settings=settings, version=target.version)
+    kitchen.warm_up()
+    if where is not None:
+        interval_s = min(changeover.LOOK_INTERVAL_S, settings.follow_interval_s)
+        watch = changeover.Changeover(kitchen, where, serving=target, load=load, interval_s=interval_s)
+        watch.start()
+        kitchen.helpers.append(watch)
+    if plan.shadow is not None:
+        _add_shadow(kitchen, load(pointer.Target(*plan.shadow)), run_id=plan.shadow[0])
+    return kitchen
+
+
+def _add_shadow(kitchen: service.Service, predictor: predict.Predictor, *, run_id: str) -> None:
+    predictor.check_golden()
+    kitchen.shadow = shadow.Shadow(
+        predictor,
+        run_id=run_id,
+        share=kitchen.settings.shadow_share,
+        is_idle=lambda: kitchen.current.unanswered == 0,
+    )
+    kitchen.shadow.start()
+    kitchen.helpers.append(kitchen.shadow)
