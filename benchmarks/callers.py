@@ -4,7 +4,7 @@ Calls leave at a fixed rate whether or not earlier ones are answered, as from ma
 the moment it was due. Connections are kept and used again, as clients do. Every second call sends head and body apart,
 as most HTTP libraries do. Nothing is sent twice: what is lost is recorded as lost. By hand:
 
-    python benchmarks/callers.py URL CALLS RATE RECORD    # until SIGTERM; CALLS: a file with a `Call` on each line
+    python benchmarks/callers.py URL CALLS RATE TOLERANCE RECORD    # until SIGTERM; CALLS: a `Call` on each line
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 60.0
-TOLERANCE = 0.02  # between an answer's probabilities and those computed without a service, by the same engine
 MAX_CONNECTIONS = 2000
 DROPPED, REFUSED, SILENT, WRONG = "dropped", "refused", "silent", "wrong"
 
@@ -35,12 +34,12 @@ class Call:
 
     Attributes:
         body: JSON.
-        expected: Probabilities by label, for each row; empty where any answer will do.
+        expected: For each run that may answer, the probabilities by label of each row.
         headers: Beside those every call has.
     """
 
     body: str
-    expected: list[dict[str, float]]
+    expected: dict[str, list[dict[str, float]]]
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -52,14 +51,17 @@ class Answer:
         sent_s: When it was due, in seconds since 1970.
         latency_ms: From then until the answer was complete.
         outcome: The status; or `dropped` (the connection was closed without an answer), `refused` (it could not be
-            opened), `silent` (no answer within a minute), `wrong` (a 200 with other probabilities).
+            opened), `silent` (no answer within a minute), `wrong` (a 200 with other probabilities than those of the
+            run that it names).
         retry_after: Whether the answer said when to try again.
+        run_id: The run that a right answer names; otherwise empty.
     """
 
     sent_s: float
     latency_ms: float
     outcome: str
     retry_after: bool
+    run_id: str = ""
 
     @property
     def ok(self) -> bool:
@@ -74,14 +76,15 @@ class Callers:
         url: Where to.
         calls: Sent in turn.
         rate: Calls a second.
+        tolerance: Between an answer's probabilities and those expected.
         folder: For its files.
     """
 
-    def __init__(self, url: str, calls: Sequence[Call], *, rate: float, folder: Path) -> None:
+    def __init__(self, url: str, calls: Sequence[Call], *, rate: float, tolerance: float, folder: Path) -> None:
         self._record = folder / f"record-{time.monotonic_ns()}.jsonl"
         path = folder / f"calls-{time.monotonic_ns()}.jsonl"
         path.write_text("".join(json.dumps(dataclasses.asdict(call)) + "\n" for call in calls), encoding="utf-8")
-        command = [sys.executable, __file__, url, str(path), str(rate), str(self._record)]
+        command = [sys.executable, __file__, url, str(path), str(rate), str(tolerance), str(self._record)]
         self._process = subprocess.Popen(command, start_new_session=True)
 
     def stop(self) -> list[Answer]:
@@ -147,7 +150,8 @@ class _Connection(asyncio.Protocol):
 
 
 class _Sender:
-    def __init__(self, url: str, calls: Sequence[Call]) -> None:
+    def __init__(self, url: str, calls: Sequence[Call], *, tolerance: float) -> None:
+        self._tolerance = tolerance
         self._address = urllib.parse.urlsplit(url)
         self._calls = [(call, *self._request(call)) for call in calls]
         self._idle: list[_Connection] = []
@@ -180,24 +184,40 @@ class _Sender:
     async def _call(self, number: int, due: float) -> None:
         call, head, body = self._calls[number % len(self._calls)]
         async with self._room:
-            outcome, retry_after = await self._outcome(call, [head, body] if number % 2 else [head + body])
-        self.answers.append(Answer(due, (time.time() - due) * 1e3, outcome, retry_after))
+            outcome, retry_after, run_id = await self._outcome(call, [head, body] if number % 2 else [head + body])
+        self.answers.append(Answer(due, (time.time() - due) * 1e3, outcome, retry_after, run_id))
 
-    async def _outcome(self, call: Call, pieces: Sequence[bytes]) -> tuple[str, bool]:
+    async def _outcome(self, call: Call, pieces: Sequence[bytes]) -> tuple[str, bool, str]:
         try:
             connection = await self._connection()
         except OSError:
-            return REFUSED, False
+            return REFUSED, False, ""
         try:
             status, headers, body = await asyncio.wait_for(connection.send(*pieces), TIMEOUT_S)
         except (TimeoutError, asyncio.TimeoutError):
             connection.close()
-            return SILENT, False
+            return SILENT, False, ""
         except OSError:
-            return DROPPED, False
+            return DROPPED, False, ""
         if connection.usable:
             self._idle.append(connection)
-        return status if status != "200" or _agrees(body, call) else WRONG, "retry-after" in headers
+        if status != "200":
+            return status, "retry-after" in headers, ""
+        document = json.loads(body)
+        agrees = self._agree(document["results"], call.expected.get(document["run_id"]))
+        return (status if agrees else WRONG), False, document["run_id"]
+
+    def _agree(self, results: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, float]] | None) -> bool:
+        """Whether the probabilities are those of the run that the answer names."""
+        return (
+            expected is not None
+            and len(results) == len(expected)
+            and all(
+                abs(result["probabilities"][label] - value) <= self._tolerance
+                for result, row in zip(results, expected, strict=True)
+                for label, value in row.items()
+            )
+        )
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -208,28 +228,16 @@ class _Sender:
         return (await loop.create_connection(_Connection, self._address.hostname, self._address.port))[1]
 
 
-def _agrees(body: bytes, call: Call) -> bool:
-    """Whether the probabilities of a 200 are those expected."""
-    if not call.expected:
-        return True
-    answered = [result["probabilities"] for result in json.loads(body)["results"]]
-    return len(answered) == len(call.expected) and all(
-        abs(row[label] - value) <= TOLERANCE
-        for row, expected in zip(answered, call.expected, strict=True)
-        for label, value in expected.items()
-    )
-
-
-async def _main(url: str, calls: Path, rate: float, record: Path) -> None:
+async def _main(url: str, calls: Path, rate: float, tolerance: float, record: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     loaded: list[Any] = [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
-    sender = _Sender(url, [Call(**call) for call in loaded])
+    sender = _Sender(url, [Call(**call) for call in loaded], tolerance=tolerance)
     await sender.send(rate=rate, stop=stop)
     lines = (json.dumps(dataclasses.astuple(answer)) + "\n" for answer in sender.answers)
     record.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    url, calls, rate, record = sys.argv[1:]
-    asyncio.run(_main(url, Path(calls), float(rate), Path(record)))
+    url, calls, rate, tolerance, record = sys.argv[1:]
+    asyncio.run(_main(url, Path(calls), float(rate), float(tolerance), Path(record)))

@@ -60,9 +60,24 @@ class Server:
         """Whether the command itself has ended."""
         return self._root.poll() is not None
 
+    def signal(self, number: int) -> None:
+        """Send the command a signal."""
+        self._root.send_signal(number)
+
+    def status(self, seconds: float) -> int | None:
+        """The command's exit status; None if it does not end within so many seconds."""
+        try:
+            return self._root.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def log(self) -> str:
+        """What it printed."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
     def log_tail(self, lines: int = 5) -> str:
         """The last of what it printed."""
-        return "\n".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log().splitlines()[-lines:])
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the server that are alive."""

@@ -5,7 +5,8 @@
 Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
 do, does not pass by waiting: whoever is let in then waits a quarter of a second at most, and the rest is refused in
-microseconds. Which of the two it is shows in the rows that came within the last half second, refused ones included.
+microseconds. Which of the two it is shows in the rows that came within the last half second, refused ones included; by
+then a flood has filled the queue, and those it brought that would wait longer are refused too (`Batcher`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import time
 from madewithml import errors
 
 WINDOW_S = 0.5
-# Rows coming this many times as fast as they can be computed are a flood.
-FLOOD = 3.0
+# Rows coming this many times as fast as they can be computed are a flood. Twice as fast is usual for seconds, while a
+# replica is replaced; and the replica that starts on the same cores doubles what a row takes.
+FLOOD = 5.0
 FLOOD_WAIT_S = 0.25
 # So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
 FLOOD_ROWS = 32
+# Of one call's rows these count, at most: a long list takes its turns little by little, and is one caller's.
+CALL_ROWS = 16
 
 
 class Admission:
@@ -28,6 +32,9 @@ class Admission:
     Args:
         max_queue_rows: Rows that may wait.
         max_queue_s: Seconds that a call may have to wait for its turn.
+
+    Attributes:
+        flooded: Whether the last call came in a flood.
     """
 
     def __init__(self, *, max_queue_rows: int, max_queue_s: float) -> None:
@@ -35,6 +42,7 @@ class Admission:
         self._max_queue_s = max_queue_s
         self._window = 0  # number of the present half window
         self._arrived = [0, 0]  # rows in the half window before, and in the present one
+        self.flooded = False
 
     def check(self, rows: int, *, waiting: int, due: int, row_seconds: float) -> None:
         """Let a call in, or not.
@@ -48,15 +56,15 @@ class Admission:
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
         """
-        pressure = self._note(rows) * row_seconds
+        pressure = self._note(min(rows, CALL_ROWS)) * row_seconds
+        self.flooded = pressure > FLOOD and waiting > FLOOD_ROWS
         if not waiting:
             return
         wait_s = due * row_seconds
         if waiting + rows > self._max_queue_rows:
             msg = f"{waiting} rows are waiting, at most {self._max_queue_rows} may: try again later"
             raise errors.OverloadedError(msg, retry_after_s=waiting * row_seconds)
-        flooded = pressure > FLOOD and waiting > FLOOD_ROWS
-        limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if flooded else self._max_queue_s
+        limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if self.flooded else self._max_queue_s
         if wait_s > limit_s:
             msg = (
                 f"a call would wait {wait_s:.1f} s for its turn, at most {limit_s:g} s are allowed now: try again later"

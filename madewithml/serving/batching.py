@@ -168,7 +168,7 @@ class Batcher:
             DeadlineExceededError: The rows took longer than `timeout_s`.
             ClientGoneError: The client has gone.
         """
-        self._admission.check(len(rows), waiting=self.waiting, due=self.due, row_seconds=self._row_seconds)
+        self._admit(len(rows))
         loop = asyncio.get_running_loop()
         call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
@@ -184,6 +184,25 @@ class Batcher:
             call.close()
             if call.missing:  # failed, cancelled or late
                 self._withdraw(call)
+
+    def _admit(self, rows: int) -> None:
+        """Let a call in or refuse it; once calls come in a flood, refuse those too that the flood brought before."""
+        before = self._admission.flooded
+        try:
+            self._admission.check(rows, waiting=self.waiting, due=self.due, row_seconds=self._row_seconds)
+        finally:
+            if self._admission.flooded and not before:
+                self._shed()
+
+    def _shed(self) -> None:
+        """Refuse the calls of the last moment that would wait longer than a call may in a flood."""
+        since = time.monotonic() - admission.WINDOW_S
+        late_s = 0.0
+        for call in sorted((call for call in self._calls if call.since > since), key=lambda call: call.since):
+            late_s += min(call.missing, admission.CALL_ROWS) * self._row_seconds
+            if late_s > admission.FLOOD_WAIT_S:
+                msg = "many times more calls came than can be answered: try again later"
+                call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
 
     def _queue(self, call: _Call, rows: Sequence[Row]) -> None:
         rank, step = time.monotonic(), self._row_seconds * PACE

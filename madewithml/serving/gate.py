@@ -91,6 +91,9 @@ class Behaviour:
     accepted: npt.NDArray[np.bool_]
 
 
+NOTHING = Behaviour([], np.empty(0, dtype=np.bool_))
+
+
 def contract_faults(present: predict.Predictor, candidate: predict.Predictor, limits: Limits) -> list[str]:
     """What callers rely on and a candidate would break, in words.
 
@@ -141,7 +144,7 @@ def replay(predictor: predict.Predictor, texts: Sequence[str], *, pause: Pause) 
         labels += [predictor.classes[index] for index in decisions.label]
         accepted.append(decisions.accepted)
         pause(time.perf_counter() - started)
-    return Behaviour(labels, np.concatenate([np.empty(0, dtype=np.bool_), *accepted]))
+    return Behaviour(labels, np.concatenate([NOTHING.accepted, *accepted]))
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -228,6 +231,6 @@ def faults(report: Report, limits: Limits) -> list[str]:
     if report.candidate_latency_s > limits.max_latency_ratio * report.latency_s:
         found.append(
             f"a batch takes {report.candidate_latency_s * 1000:.3g} ms instead of {report.latency_s * 1000:.3g} ms "
-            f"(gate_max_latency_ratio is {limits.max_latency_ratio:g})"
+            f"(gate_max_latency_ratio is {limits.max_latency_ratio:g}); `madewithml optimize` may help"
         )
     return found

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 
 import httpx
@@ -11,7 +12,16 @@ from madewithml import errors
 from madewithml.serving import local
 
 from . import running
-from .conftest import ROW
+from .conftest import ROW, until
+
+
+@pytest.fixture
+def handlers():
+    """What handles SIGINT and SIGTERM in this process is put back afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +52,7 @@ def two(start):
     return start("--workers", "2").wait_until_ready()
 
 
+@pytest.mark.usefixtures("handlers")
 class TestTheApp:
     """What each process builds from the plan that it is handed."""
 
@@ -60,9 +71,9 @@ class TestTheApp:
 
     def test_it_is_warmed_up_and_under_the_planned_threshold(self, hand_over, checkpoint_folder):
         hand_over(checkpoint_folder)
-        app = local.app_from_environment()
 
         async def ask():
+            app = local.app_from_environment()
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
                 return await client.get("/health/ready"), (await client.post("/predict/", json=ROW)).json()
 
@@ -74,6 +85,48 @@ class TestTheApp:
         hand_over(other_golden)
         with pytest.raises(errors.CheckpointError, match=r"'torch' \(fp32\) does not reproduce the golden rows"):
             local.app_from_environment()
+
+
+@pytest.mark.usefixtures("handlers")
+class TestASignal:
+    def test_what_was_accepted_is_finished_and_what_is_new_refused_before_uvicorn_closes(self, make_service, held):
+        kitchen, seen = make_service(engine=held), []
+        signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+
+        async def scenario():
+            local._drain_on_signal(kitchen)
+            accepted = asyncio.create_task(kitchen.answer([ROW]))
+            await until(held.entered.is_set)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: not kitchen.ready)
+            with pytest.raises(errors.NotReadyError):
+                await kitchen.answer([ROW])
+            before = list(seen)
+            held.release()
+            await until(lambda: seen)
+            return await accepted, before
+
+        answers, before = asyncio.run(scenario())
+        assert len(answers) == 1
+        assert (before, seen) == ([], [signal.SIGTERM])
+
+    def test_a_second_signal_is_uvicorns_at_once(self, make_service, held):
+        kitchen, seen = make_service(engine=held, drain_timeout_s=20), []
+        signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+
+        async def scenario():
+            local._drain_on_signal(kitchen)
+            accepted = asyncio.create_task(kitchen.answer([ROW]))
+            await until(held.entered.is_set)
+            os.kill(os.getpid(), signal.SIGINT)
+            await until(lambda: not kitchen.ready)
+            os.kill(os.getpid(), signal.SIGINT)
+            await until(lambda: seen)
+            held.release()
+            await accepted
+
+        asyncio.run(scenario())
+        assert seen[0] == signal.SIGINT
 
 
 class TestOneProcess:
