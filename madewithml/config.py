@@ -32,6 +32,7 @@ class Settings(pydantic_settings.BaseSettings):
         encoder: Pretrained encoder to start training from: a folder or a Hugging Face id.
         datasets: Folder whose files `POST /evaluate/` may name.
         slices: Extra evaluation slices, name to regular expression.
+        model_name: Name of the model in the Open Inference Protocol's addresses.
         host: Address to listen on.
         port: TCP port to listen on.
         threshold: Confidence below which an answer abstains; None means certificate, else 0.9.
@@ -65,6 +66,7 @@ class Settings(pydantic_settings.BaseSettings):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     datasets: Path = Path("datasets")
     slices: dict[str, str] = pydantic.Field(default_factory=dict)
+    model_name: str = pydantic.Field(default="madewithml", pattern=r"^[A-Za-z0-9._-]+$")
     host: str = "127.0.0.1"
     port: int = pydantic.Field(default=8000, ge=1, le=65535)
     threshold: float | None = pydantic.Field(default=None, ge=0.0, le=1.0)

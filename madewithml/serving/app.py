@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -10,22 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 import madewithml
 from madewithml import errors
-from madewithml.serving import identity, openapi, problems
+from madewithml.serving import exchange, identity, openapi, problems, protocols
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from madewithml import decision
-    from madewithml.serving import model, service
+    from madewithml.serving import service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-POLICY_PARAMETERS = ("max_risk", "threshold")
 
 
 def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> FastAPI:
@@ -55,6 +51,7 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> Fas
     _add_evaluate(app, kitchen)
     _add_facts(app, kitchen)
     _add_health(app, kitchen)
+    protocols.add(app, kitchen)
     openapi.keep_nulls(app)
     return app
 
@@ -87,19 +84,12 @@ class DirectApp(FastAPI):
 
 def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
     async def predict(request: Request) -> Response:
-        rows = kitchen.schema.parse(await read_body(request, max_bytes=kitchen.settings.max_body_bytes))
-
-        async def departure() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        with kitchen.take() as taken:
-            policy, timeout_s = _policy(request, kitchen, taken), _timeout_s(request, kitchen)
-            results = await kitchen.answer(rows, taken=taken, policy=policy, timeout_s=timeout_s, departure=departure)
+        body = await exchange.read_json(request, max_bytes=kitchen.settings.max_body_bytes)
+        rows, parameters = kitchen.schema.parse(body), exchange.policy_parameters(request)
+        taken, results = await exchange.answer(request, kitchen, rows, **parameters)
         request_id = identity.request_id(request)
-        if kitchen.shadow is not None:
-            kitchen.shadow.offer(request_id, rows, results)
-        return json_response(request, {"results": results, "run_id": taken.run_id, "request_id": request_id})
+        document = {"results": results, "run_id": taken.run_id, "request_id": request_id}
+        return exchange.json_response(request, document)
 
     documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
     _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
@@ -108,8 +98,8 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
 
 def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
     async def evaluate(request: Request) -> Response:
-        name = _dataset_name(await read_body(request, max_bytes=kitchen.settings.max_body_bytes))
-        return json_response(request, await kitchen.evaluate(name))
+        name = _dataset_name(await exchange.read_json(request, max_bytes=kitchen.settings.max_body_bytes))
+        return exchange.json_response(request, await kitchen.evaluate(name))
 
     summary = "Evaluate on a named dataset of the configured folder"
     _post(app, "/evaluate", evaluate, summary=summary, documentation=openapi.evaluate())
@@ -117,21 +107,21 @@ def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
 
 def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def index(request: Request) -> Response:
-        return json_response(request, {"message": "OK", "status-code": 200, "data": {}})
+        return exchange.json_response(request, {"message": "OK", "status-code": 200, "data": {}})
 
     async def run_id(request: Request) -> Response:
-        return json_response(request, {"run_id": kitchen.run_id})
+        return exchange.json_response(request, {"run_id": kitchen.run_id})
 
     async def model(request: Request) -> Response:
-        return json_response(request, kitchen.description())
+        return exchange.json_response(request, kitchen.description())
 
     async def policy(request: Request) -> Response:
-        return json_response(request, kitchen.predictor.policy.to_dict())
+        return exchange.json_response(request, kitchen.predictor.policy.to_dict())
 
     async def shadow(request: Request) -> Response:
         if kitchen.shadow is None:
             raise errors.UnknownResourceError("there is no shadow model: start with --shadow models:/NAME@ALIAS")
-        return json_response(request, kitchen.shadow.report())
+        return exchange.json_response(request, kitchen.shadow.report())
 
     _get(app, "/", index, summary="Whether it answers at all")
     _get(app, "/run_id/", run_id, summary="The run behind the answers")
@@ -144,12 +134,12 @@ def _add_health(app: FastAPI, kitchen: service.Service) -> None:
     async def live(request: Request) -> Response:
         if kitchen.hung:
             raise errors.NotReadyError("the engine does not come back from a batch", retry_after_s=1)
-        return json_response(request, {"status": "live"})
+        return exchange.json_response(request, {"status": "live"})
 
     async def ready(request: Request) -> Response:
         if not kitchen.ready:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
-        return json_response(request, {"status": "ready"})
+        return exchange.json_response(request, {"status": "ready"})
 
     _get(app, "/health/live", live, summary="Liveness")
     _get(app, "/health/ready", ready, summary="Readiness: weights loaded and verified, golden rows agree, warmed up")
@@ -168,72 +158,6 @@ def _get(app: FastAPI, path: str, endpoint: Any, *, summary: str) -> None:
     other = path.rstrip("/") if path.endswith("/") else f"{path}/"
     if other:
         app.get(other, include_in_schema=False, response_class=Response)(endpoint)
-
-
-def json_response(request: Request, document: dict[str, Any]) -> Response:
-    """A JSON response that names its request."""
-    return Response(orjson.dumps(document), headers=identity.headers(request), media_type="application/json")
-
-
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """The body, read no further than the limit.
-
-    Raises:
-        UnsupportedMediaError: Its content type is not JSON.
-        BodyTooLargeError: It is longer than `max_bytes`.
-    """
-    media_type = request.headers.get("content-type", "application/json").split(";", 1)[0].strip().lower()
-    if not media_type.endswith(("/json", "+json")):
-        msg = f"content type {media_type[:100]!r} is not supported: send JSON with 'Content-Type: application/json'"
-        raise errors.UnsupportedMediaError(msg)
-    too_large = errors.BodyTooLargeError(f"the body is larger than {max_bytes} bytes: send fewer rows in one call")
-    stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated) > max_bytes:
-        raise too_large
-    pieces, size = [], 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > max_bytes:
-                raise too_large
-            pieces.append(piece)
-    except ClientDisconnect as err:
-        raise errors.MalformedBodyError("the connection closed before the body was complete") from err
-    return b"".join(pieces)
-
-
-def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
-    """The seconds that a caller grants, at most what the operator allows; None where it says nothing."""
-    text = request.headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdecimal() or int(text[:18]) == 0:
-        msg = f"{TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
-        raise errors.InvalidRequestError(msg)
-    return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
-
-
-def _policy(request: Request, kitchen: service.Service, taken: model.LoadedModel) -> decision.DecisionPolicy | None:
-    """The policy that `?max_risk=` or `?threshold=` asks for; None where neither is given."""
-    if not request.scope["query_string"]:
-        return None
-    given: dict[str, float] = {}
-    for name, text in request.query_params.multi_items():
-        if name not in POLICY_PARAMETERS or name in given:
-            known = ", ".join(POLICY_PARAMETERS)
-            raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
-        given[name] = _share(name, text)
-    return kitchen.policy(taken.predictor.policy, max_risk=given.get("max_risk"), threshold=given.get("threshold"))
-
-
-def _share(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value <= 1.0:  # NaN fails too
-        raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a number from 0 to 1")
-    return value
 
 
 def _dataset_name(body: bytes) -> str:

@@ -71,6 +71,11 @@ class LoadedModel:
         self._empty = threading.Event()
 
     @property
+    def name(self) -> str:
+        """How callers name it: its version in the registry, else its run."""
+        return self.version or self.run_id
+
+    @property
     def unanswered(self) -> int:
         """Requests that were admitted and not answered yet."""
         return self._unanswered

@@ -53,6 +53,42 @@ RESULT: dict[str, Any] = {
         "candidates": {"type": "array", "items": {"type": "string"}},
     },
 }
+INFERENCE: dict[str, Any] = {
+    "type": "object",
+    "title": "Inference",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "inputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape", "data"],
+                "properties": {
+                    "name": {"type": "string", "description": "a text field, or `text` alone"},
+                    "datatype": {"type": "string", "enum": ["BYTES"]},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                    "data": {"type": "array"},
+                },
+            },
+        },
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
+INFERENCE_EXAMPLE = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Intro to CNNs"]}]}
+INVOCATION: dict[str, Any] = {
+    "type": "object",
+    "title": "Invocation",
+    "properties": {
+        "dataframe_split": {"type": "object"},
+        "dataframe_records": {"type": "array", "items": {"type": "object"}},
+        "instances": {"type": ["array", "object"]},
+        "inputs": {"type": ["array", "object"]},
+        "params": {"type": "object"},
+    },
+}
+INVOCATION_EXAMPLE = {"dataframe_records": [schemas.EXAMPLE_TEXTS]}
 POST_ERRORS = (
     errors.MalformedBodyError,
     errors.BodyTooLargeError,
@@ -113,6 +149,31 @@ def evaluate() -> dict[str, Any]:
     )
     documented["responses"][404] = _problem("No such dataset")
     return documented
+
+
+def of_protocol(path: str, method: str) -> dict[str, Any]:
+    """Documentation of a route of another protocol: what is its own is said where that protocol is specified."""
+    names = [name for name in ("name", "version") if f"{{{name}}}" in path]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    answer = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    faults = (errors.UnknownResourceError, errors.NotReadyError) if names else (errors.NotReadyError,)
+    known = faults if method == "GET" else (*faults, *POST_ERRORS)
+    documented: dict[str, Any] = {
+        "openapi_extra": {"parameters": parameters},
+        "responses": {200: answer, **{err.status: _error(err.title, path) for err in known}},
+    }
+    if method == "POST":
+        body, example = (INFERENCE, INFERENCE_EXAMPLE) if names else (INVOCATION, INVOCATION_EXAMPLE)
+        content = {"application/json": {"schema": body, "example": example}}
+        documented["openapi_extra"]["requestBody"] = {"required": True, "content": content}
+    return documented
+
+
+def _error(title: str, path: str) -> dict[str, Any]:
+    if not path.startswith("/v2"):
+        return _problem(title)
+    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    return {"description": title, "content": {"application/json": {"schema": schema}}}
 
 
 def plain() -> dict[str, Any]:

@@ -51,10 +51,19 @@ class RequestSchema:
             rows = self._many.validate_json(body) if start == b"[" else [self._one.validate_json(body)]
         except pydantic.ValidationError as err:
             raise _as_problem(err, in_list=start == b"[", text_fields=self.text_fields) from err
-        self._check(rows, in_list=start == b"[")
+        self.check(rows, in_list=start == b"[")
         return rows
 
-    def _check(self, rows: Sequence[Row], *, in_list: bool) -> None:
+    def check(self, rows: Sequence[Row], *, in_list: bool) -> None:
+        """Check that each row can be answered.
+
+        Args:
+            rows: Of this type.
+            in_list: Whether they came as a list, so that a fault's location begins with a row's number.
+
+        Raises:
+            InvalidRequestError: There is none, one has no text, or one has a NUL character; one entry per fault.
+        """
         if not rows:
             raise errors.InvalidRequestError("the list is empty: send at least one row")
         faults = [fault for index, row in enumerate(rows) for fault in self._faults(index, row, in_list=in_list)]

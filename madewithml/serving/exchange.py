@@ -1,0 +1,176 @@
+"""What routes do with a request, whatever protocol it speaks: read its body and headers, have it answered, reply."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from madewithml import errors
+from madewithml.serving import identity
+
+if TYPE_CHECKING:
+    from madewithml.serving import model, schemas, service
+
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+POLICY_PARAMETERS = ("max_risk", "threshold")
+
+
+async def answer(
+    request: Request,
+    kitchen: service.Service,
+    rows: Sequence[schemas.Row],
+    *,
+    max_risk: float | None = None,
+    threshold: float | None = None,
+) -> tuple[model.LoadedModel, list[dict[str, Any]]]:
+    """Have rows answered, by the model that answers at the moment.
+
+    Args:
+        request: They came in it.
+        kitchen: The service.
+        rows: The rows.
+        max_risk: Certified level to decide at; None for the model's own threshold.
+        threshold: Threshold of the caller's own; None for the model's.
+
+    Returns:
+        The model, and one answer for each row.
+
+    Raises:
+        RequestError: See `Service.answer` and `Service.policy`.
+    """
+
+    async def departure() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    with kitchen.take() as taken:
+        policy = None
+        if max_risk is not None or threshold is not None:
+            policy = kitchen.policy(taken.predictor.policy, max_risk=max_risk, threshold=threshold)
+        timeout_s = _timeout_s(request, kitchen)
+        results = await kitchen.answer(rows, taken=taken, policy=policy, timeout_s=timeout_s, departure=departure)
+    if kitchen.shadow is not None:
+        kitchen.shadow.offer(identity.request_id(request), rows, results)
+    return taken, results
+
+
+def json_response(request: Request, document: dict[str, Any]) -> Response:
+    """A JSON response that names its request."""
+    return Response(orjson.dumps(document), headers=identity.headers(request), media_type="application/json")
+
+
+def media_type(request: Request) -> str:
+    """The media type of the body, without parameters; JSON where none is given."""
+    return request.headers.get("content-type", "application/json").split(";", 1)[0].strip().lower()
+
+
+async def read_json(request: Request, *, max_bytes: int) -> bytes:
+    """The body, of a route that takes JSON alone; see `read_body`.
+
+    Raises:
+        UnsupportedMediaError: Its content type is not JSON.
+    """
+    found = media_type(request)
+    if not found.endswith(("/json", "+json")):
+        msg = f"content type {found[:100]!r} is not supported: send JSON with 'Content-Type: application/json'"
+        raise errors.UnsupportedMediaError(msg)
+    return await read_body(request, max_bytes=max_bytes)
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """The body, read and inflated no further than the limit.
+
+    Raises:
+        UnsupportedMediaError: Its content encoding is neither gzip nor none.
+        BodyTooLargeError: It is longer than `max_bytes`, as sent or once inflated.
+        MalformedBodyError: It ends early, or is no gzip.
+    """
+    inflation = _inflation(request, max_bytes)
+    too_large = errors.BodyTooLargeError(f"the body is larger than {max_bytes} bytes: send fewer rows in one call")
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated[:18]) > max_bytes:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async for piece in request.stream():
+            plain = inflation.inflate(piece) if inflation else piece
+            size += len(plain)
+            if size > max_bytes:
+                raise too_large
+            pieces.append(plain)
+    except ClientDisconnect as err:
+        raise errors.MalformedBodyError("the connection closed before the body was complete") from err
+    except zlib.error as err:
+        raise errors.MalformedBodyError(f"the body is no gzip, as its Content-Encoding says: {err}") from err
+    if inflation and not inflation.complete:
+        raise errors.MalformedBodyError("the gzip of the body ends early")
+    return b"".join(pieces)
+
+
+class _Inflation:
+    """Inflates a body piece by piece, never much beyond the limit, whatever a piece would become."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: with gzip's head and tail
+        self._limit = max_bytes + 1
+
+    def inflate(self, piece: bytes) -> bytes:
+        return self._stream.decompress(piece, self._limit)
+
+    @property
+    def complete(self) -> bool:
+        return self._stream.eof
+
+
+def _inflation(request: Request, max_bytes: int) -> _Inflation | None:
+    encoding = request.headers.get("content-encoding")
+    if encoding is None or encoding == "identity":
+        return None
+    if encoding.strip().lower() not in ("gzip", "x-gzip"):
+        msg = f"content encoding {encoding[:100]!r} is not supported: send the body as it is, or with gzip"
+        raise errors.UnsupportedMediaError(msg)
+    return _Inflation(max_bytes)
+
+
+def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
+    """The seconds that a caller grants, at most what the operator allows; None where it says nothing."""
+    text = request.headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or int(text[:18]) == 0:
+        msg = f"{TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
+        raise errors.InvalidRequestError(msg)
+    return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
+
+
+def policy_parameters(request: Request) -> dict[str, float]:
+    """What `?max_risk=` and `?threshold=` say; empty where neither is given.
+
+    Raises:
+        InvalidRequestError: Another parameter, one twice, or no number from 0 to 1.
+    """
+    if not request.scope["query_string"]:
+        return {}
+    given: dict[str, float] = {}
+    for name, text in request.query_params.multi_items():
+        if name not in POLICY_PARAMETERS or name in given:
+            known = ", ".join(POLICY_PARAMETERS)
+            raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
+        given[name] = _share(name, text)
+    return given
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:  # NaN fails too
+        raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a number from 0 to 1")
+    return value
