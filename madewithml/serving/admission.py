@@ -5,8 +5,8 @@
 Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
 do, does not pass by waiting: whoever is let in then waits a quarter of a second at most, and the rest is refused in
-microseconds. Which of the two it is shows in the rows that came within the last half second, refused ones included; by
-then a flood has filled the queue, and those it brought that would wait longer are refused too (`Batcher`).
+microseconds. Which of the two it is shows in what came within the last half second, refused calls included; by then a
+flood has filled the queue, and those it brought that would wait longer are refused too (`Batcher`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import time
 from madewithml import errors
 
 WINDOW_S = 0.5
-# Rows coming this many times as fast as they can be computed are a flood. Twice as fast is usual for seconds, while a
-# replica is replaced; and the replica that starts on the same cores doubles what a row takes.
+# Work coming this many times as fast as it can be done is a flood. Twice as fast is usual for seconds, while a replica
+# is replaced; and the replica that starts on the same cores doubles what everything takes.
 FLOOD = 5.0
 FLOOD_WAIT_S = 0.25
 # So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
@@ -41,14 +41,15 @@ class Admission:
         self._max_queue_rows = max_queue_rows
         self._max_queue_s = max_queue_s
         self._window = 0  # number of the present half window
-        self._arrived = [0, 0]  # rows in the half window before, and in the present one
+        self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
         self.flooded = False
 
-    def check(self, rows: int, *, waiting: int, due: int, row_seconds: float) -> None:
+    def check(self, rows: int, *, seconds: float, waiting: int, due: int, row_seconds: float) -> None:
         """Let a call in, or not.
 
         Args:
             rows: The call's.
+            seconds: What it will take the engine, by the number of its tokens; of `CALL_ROWS` rows at most.
             waiting: Rows in the queue.
             due: Those of them that the call would wait for.
             row_seconds: What a row takes at present.
@@ -56,8 +57,7 @@ class Admission:
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
         """
-        pressure = self._note(min(rows, CALL_ROWS)) * row_seconds
-        self.flooded = pressure > FLOOD and waiting > FLOOD_ROWS
+        self.flooded = self._note(seconds) > FLOOD and waiting > FLOOD_ROWS
         if not waiting:
             return
         wait_s = due * row_seconds
@@ -71,13 +71,13 @@ class Admission:
             )
             raise errors.OverloadedError(msg, retry_after_s=max(wait_s, 1.0))
 
-    def _note(self, rows: int) -> float:
-        """Count a call's rows; gives the rows that come in a second, over the last half to whole window."""
+    def _note(self, seconds: float) -> float:
+        """Count a call's work; gives the work that comes in a second, over the last half to whole window."""
         half = WINDOW_S / 2
         now = time.monotonic() / half
         window = int(now)
         if window != self._window:
-            self._arrived = [self._arrived[1] if window == self._window + 1 else 0, 0]
+            self._arrived = [self._arrived[1] if window == self._window + 1 else 0.0, 0.0]
             self._window = window
-        self._arrived[1] += rows
+        self._arrived[1] += seconds
         return sum(self._arrived) / ((now - window + 1) * half)

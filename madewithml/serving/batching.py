@@ -126,7 +126,7 @@ class Batcher:
         self._engine: threading.Thread | None = None
         self._calls: set[_Call] = set()
         self._lists: set[_Call] = set()  # those of several rows, whose turns come one by one
-        self._row_seconds = 0.005  # guess until the first batch was timed
+        self._row_seconds, self._token_seconds = 0.005, 0.0001  # guesses until the first batch was timed
         self._moved = 0.0  # when the engine's thread last had or finished something to do
         self._longest_s = 0.0
 
@@ -168,7 +168,7 @@ class Batcher:
             DeadlineExceededError: The rows took longer than `timeout_s`.
             ClientGoneError: The client has gone.
         """
-        self._admit(len(rows))
+        self._admit(rows)
         loop = asyncio.get_running_loop()
         call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
@@ -185,21 +185,31 @@ class Batcher:
             if call.missing:  # failed, cancelled or late
                 self._withdraw(call)
 
-    def _admit(self, rows: int) -> None:
+    def _admit(self, rows: Sequence[Row]) -> None:
         """Let a call in or refuse it; once calls come in a flood, refuse those too that the flood brought before."""
         before = self._admission.flooded
         try:
-            self._admission.check(rows, waiting=self.waiting, due=self.due, row_seconds=self._row_seconds)
+            self._admission.check(
+                len(rows),
+                seconds=self._seconds(rows),
+                waiting=self.waiting,
+                due=self.due,
+                row_seconds=self._row_seconds,
+            )
         finally:
             if self._admission.flooded and not before:
                 self._shed()
+
+    def _seconds(self, rows: Sequence[Row]) -> float:
+        """What the first rows of a call will take the engine; the rest of a long list takes its turn later."""
+        return self._token_seconds * sum(len(row.ids) for row in rows[: admission.CALL_ROWS])
 
     def _shed(self) -> None:
         """Refuse the calls of the last moment that would wait longer than a call may in a flood."""
         since = time.monotonic() - admission.WINDOW_S
         late_s = 0.0
         for call in sorted((call for call in self._calls if call.since > since), key=lambda call: call.since):
-            late_s += min(call.missing, admission.CALL_ROWS) * self._row_seconds
+            late_s += self._seconds([waiting.row for waiting in call.rows])
             if late_s > admission.FLOOD_WAIT_S:
                 msg = "many times more calls came than can be answered: try again later"
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
@@ -267,6 +277,8 @@ class Batcher:
             took = self._moved - started
             self.expect(took)
             self._row_seconds += 0.1 * (took / len(batch) - self._row_seconds)
+            tokens = sum(len(waiting.row.ids) for waiting in batch) or 1
+            self._token_seconds += 0.1 * (took / tokens - self._token_seconds)
             for loop, part in _by_loop(batch, answers).items():
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
                     loop.call_soon_threadsafe(self._deliver, part, err)

@@ -510,14 +510,14 @@ class TestAStuckEngine:
 
 class TestFlood:
     def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self):
-        """Rows of 5 ms: 50 of them are a quarter of a second. The one that came before the flood keeps its place."""
+        """Rows of 50 tokens, 5 ms: 50 of them are a quarter of a second. The one that came before the flood keeps its place."""
 
         async def scenario():
             engine = Engine(held=True)
             batcher = make(engine, max_queue_rows=1000)
             first = await occupy(batcher, engine)
             await asyncio.sleep(batching.admission.WINDOW_S)
-            flood = [await submit(batcher, row(mark)) for mark in range(900)]
+            flood = [await submit(batcher, of_length(50, mark)) for mark in range(900)]
             await until(lambda: any(call.done() for call in flood))
             waiting = batcher.waiting
             engine.release()
@@ -529,4 +529,4 @@ class TestFlood:
         assert first == [{"ids": [99]}]
         assert waiting <= 60
         assert 0 < len(answers) - len(refused) <= 60
-        assert answers[0] == [{"ids": [0]}], "those that came first are answered"
+        assert answers[0] == [{"ids": [0] * 50}], "those that came first are answered"
