@@ -47,9 +47,9 @@ ROWS_PER_CALL = 256
 CALLS_AT_ONCE = 4
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 8.0
-# The service refused before it computed anything, and says that another moment is better.
+# The service says that another moment is better.
 RETRIED_STATUSES = (429, 503)
-# The connection failed, not the request. A prediction has no side effect, so that it may have been computed before.
+# The connection failed, perhaps after the service had computed the answer: a prediction has no side effect.
 RETRIED_FAULTS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 TOO_LATE = (httpx.TimeoutException, asyncio.TimeoutError)
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -129,7 +129,6 @@ class AnswerError(ClientError):
     """What answered does not speak as this service does."""
 
 
-BY_STATUS: Mapping[int, type[ClientError]] = {504: DeadlineError}
 NOT_READY = (UnavailableError, DeadlineError, ServiceFailedError)
 
 
@@ -353,8 +352,10 @@ class _Call:
         told = f"{self.where}: {problem}"
         if reply.status in RETRIED_STATUSES:
             return self._again(told, problem=problem, asked_s=read_retry_after(reply.headers.get("retry-after")))
-        kind = ServiceFailedError if reply.status >= 500 else RequestRefusedError
-        raise BY_STATUS.get(reply.status, kind)(told, problem=problem, first_row=self.first_row)
+        kind = (
+            DeadlineError if reply.status == 504 else ServiceFailedError if reply.status > 499 else RequestRefusedError
+        )
+        raise kind(told, problem=problem, first_row=self.first_row)
 
     def _read(self, reply: _Reply) -> Any:
         if reply.status >= 300:
@@ -378,12 +379,8 @@ class _Call:
         if self.retries and seconds < left_s:
             self.retries -= 1
             return seconds
-        why = (
-            f"{left_s:.1f} s of {self.timeout_s:g} s are left, less than the wait"
-            if self.retries
-            else "no retry is left"
-        )
-        msg = f"{told} (tries: {self.sent}; {why})"
+        late = f"the next in {seconds:.1f} s, but only {left_s:.1f} s of {self.timeout_s:g} s are left"
+        msg = f"{told} (tries: {self.sent}; {late if self.retries else 'no retry is left'})"
         raise UnavailableError(msg, problem=problem, first_row=self.first_row) from cause
 
     def _late(self) -> DeadlineError:
@@ -508,6 +505,8 @@ class Client(_Shared):
     def feedback(self, request_id: str, label: str, row: int = 0) -> None:
         """Tell the true label of a row that was asked about.
 
+        Sent again like any call, so that the service may hear the same twice where its answer was lost.
+
         Args:
             request_id: Of its prediction.
             label: The true one.
@@ -623,19 +622,19 @@ class AsyncClient(_Shared):
     ) -> Prediction | list[Prediction]:
         """As `Client.predict`; several calls of a long list are on their way at a time."""
         calls = self._predictions(rows, max_risk)
-        turns = asyncio.Semaphore(self._calls_at_once)
+        pending = iter(calls)
 
-        async def ask(call: _Call) -> None:
-            async with turns:
+        async def work() -> None:
+            for call in pending:
                 await self._ask(call)
 
-        tasks = [asyncio.ensure_future(ask(call)) for call in calls]
+        workers = [asyncio.ensure_future(work()) for _ in calls[: self._calls_at_once]]
         try:
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*workers)
         finally:
-            for task in tasks:
-                task.cancel()  # after the first error nobody waits for the others
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for worker in workers:
+                worker.cancel()  # after the first error nobody waits for the others
+            await asyncio.gather(*workers, return_exceptions=True)
         return _answers(calls, one=isinstance(rows, Mapping))
 
     async def feedback(self, request_id: str, label: str, row: int = 0) -> None:

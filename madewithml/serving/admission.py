@@ -44,15 +44,14 @@ class Admission:
         self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
         self.flooded = False
 
-    def check(self, rows: int, *, seconds: float, waiting: int, due: int, row_seconds: float) -> None:
+    def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float) -> None:
         """Let a call in, or not.
 
         Args:
             rows: The call's.
-            seconds: What it will take the engine, by the number of its tokens; of `CALL_ROWS` rows at most.
+            seconds: What it will take the engine; of `CALL_ROWS` rows at most.
             waiting: Rows in the queue.
-            due: Those of them that the call would wait for.
-            row_seconds: What a row takes at present.
+            wait_s: Seconds of work in the queue that the call would wait for.
 
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
@@ -60,10 +59,9 @@ class Admission:
         self.flooded = self._note(seconds) > FLOOD and waiting > FLOOD_ROWS
         if not waiting:
             return
-        wait_s = due * row_seconds
         if waiting + rows > self._max_queue_rows:
             msg = f"{waiting} rows are waiting, at most {self._max_queue_rows} may: try again later"
-            raise errors.OverloadedError(msg, retry_after_s=waiting * row_seconds)
+            raise errors.OverloadedError(msg, retry_after_s=wait_s)
         limit_s = min(self._max_queue_s, FLOOD_WAIT_S) if self.flooded else self._max_queue_s
         if wait_s > limit_s:
             msg = (

@@ -65,6 +65,8 @@ class _Call:
     departure: Departure | None
     answers: list[Answer | None]
     missing: int
+    tokens: int
+    step_s: float  # its rows take their turns this far apart
     since: float = field(default_factory=time.monotonic)
     rows: list[_Waiting] = field(default_factory=list)
     done: asyncio.Future[list[Answer]] = field(default_factory=asyncio.Future)
@@ -126,7 +128,8 @@ class Batcher:
         self._engine: threading.Thread | None = None
         self._calls: set[_Call] = set()
         self._lists: set[_Call] = set()  # those of several rows, whose turns come one by one
-        self._row_seconds, self._token_seconds = 0.005, 0.0001  # guesses until the first batch was timed
+        self._waiting_tokens = 0
+        self._token_seconds = 0.0001  # a guess until the first batch was timed
         self._moved = 0.0  # when the engine's thread last had or finished something to do
         self._longest_s = 0.0
 
@@ -136,11 +139,17 @@ class Batcher:
         return len(self._by_length)
 
     @property
-    def due(self) -> int:
-        """Rows in the queue that a row which comes now would wait for; most of a long list are not due yet."""
-        now, step = time.monotonic(), self._row_seconds * PACE
-        not_yet = sum(max(0, len(call.rows) - 1 - int((now - call.since) / step)) for call in self._lists)
-        return max(0, self.waiting - not_yet)
+    def wait_s(self) -> float:
+        """Seconds of work in the queue that a row which comes now would wait for; most of a long list is not due yet.
+
+        By tokens: rows of one queue differ a hundredfold in what they cost.
+        """
+        now = time.monotonic()
+        not_yet = sum(
+            max(0.0, len(call.rows) - 1 - (now - call.since) / call.step_s) * call.tokens / len(call.rows)
+            for call in self._lists
+        )
+        return max(0.0, self._waiting_tokens - not_yet) * self._token_seconds
 
     def expect(self, seconds: float) -> None:
         """Say how long a batch may take: one that takes no more is not stuck, however slow model and machine are."""
@@ -170,7 +179,9 @@ class Batcher:
         """
         self._admit(rows)
         loop = asyncio.get_running_loop()
-        call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows))
+        tokens = sum(len(row.ids) for row in rows)
+        step_s = PACE * self._token_seconds * max(1, tokens) / len(rows)
+        call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
         self._calls.add(call)
         if len(rows) > 1:
@@ -193,8 +204,7 @@ class Batcher:
                 len(rows),
                 seconds=self._seconds(rows),
                 waiting=self.waiting,
-                due=self.due,
-                row_seconds=self._row_seconds,
+                wait_s=self.wait_s,
             )
         finally:
             if self._admission.flooded and not before:
@@ -215,14 +225,15 @@ class Batcher:
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
 
     def _queue(self, call: _Call, rows: Sequence[Row]) -> None:
-        rank, step = time.monotonic(), self._row_seconds * PACE
+        rank = time.monotonic()
         with self._lock:
             for index, row in enumerate(rows):
                 self._number += 1
                 waiting = _Waiting(row, call, index, (len(row.ids), self._number))
                 call.rows.append(waiting)
-                heapq.heappush(self._by_rank, (rank + index * step, self._number, waiting))
+                heapq.heappush(self._by_rank, (rank + index * call.step_s, self._number, waiting))
                 bisect.insort(self._by_length, (waiting.place, waiting))
+            self._waiting_tokens += call.tokens
             wake, self._idle = self._idle, False
             if wake:
                 self._moved = rank
@@ -257,6 +268,7 @@ class Batcher:
 
     def _remove(self, waiting: _Waiting) -> None:
         waiting.queued = False
+        self._waiting_tokens -= len(waiting.row.ids)
         del self._by_length[self._position(waiting)]
 
     def _position(self, waiting: _Waiting) -> int:
@@ -276,7 +288,6 @@ class Batcher:
             self._moved = time.monotonic()
             took = self._moved - started
             self.expect(took)
-            self._row_seconds += 0.1 * (took / len(batch) - self._row_seconds)
             tokens = sum(len(waiting.row.ids) for waiting in batch) or 1
             self._token_seconds += 0.1 * (took / tokens - self._token_seconds)
             for loop, part in _by_loop(batch, answers).items():
@@ -327,6 +338,7 @@ class Batcher:
         del self._by_length[low:high]
         for waiting in batch:
             waiting.queued = False
+            self._waiting_tokens -= len(waiting.row.ids)
         return batch
 
     def _windows(self, start: int) -> list[tuple[float, int, int]]:

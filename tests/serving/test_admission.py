@@ -26,23 +26,23 @@ def make(*, max_queue_rows=100, max_queue_s=2.5):
 
 
 def test_an_empty_queue_takes_a_call_of_any_size(clock):
-    make().check(1000, seconds=16, waiting=0, due=0, row_seconds=1.0)
+    make().check(1000, seconds=16, waiting=0, wait_s=0)
 
 
 def test_a_queue_without_room_refuses_and_says_when_to_try_again(clock):
     with pytest.raises(errors.OverloadedError, match=r"^99 rows are waiting, at most 100 may") as caught:
-        make().check(2, seconds=0.02, waiting=99, due=99, row_seconds=0.01)
+        make().check(2, seconds=0.02, waiting=99, wait_s=0.99)
     assert caught.value.retry_after_s == pytest.approx(0.99)
 
 
 def test_a_call_that_would_wait_too_long_is_refused(clock):
-    make().check(1, seconds=0.05, waiting=50, due=40, row_seconds=0.05)
+    make().check(1, seconds=0.05, waiting=50, wait_s=2)
     with pytest.raises(errors.OverloadedError, match=re.escape("would wait 3.0 s for its turn, at most 2.5 s")):
-        make().check(1, seconds=0.05, waiting=60, due=60, row_seconds=0.05)
+        make().check(1, seconds=0.05, waiting=60, wait_s=3)
 
 
 def test_rows_of_a_long_list_whose_turn_comes_later_do_not_count(clock):
-    make().check(1, seconds=0.05, waiting=90, due=1, row_seconds=0.05)
+    make().check(1, seconds=0.05, waiting=90, wait_s=0.05)
 
 
 def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
@@ -50,9 +50,9 @@ def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     flooded = make()
     for _ in range(400):
         clock.now += 0.001
-        flooded.check(1, seconds=0.01, waiting=20, due=20, row_seconds=0.01)
+        flooded.check(1, seconds=0.01, waiting=20, wait_s=0.2)
     with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
-        flooded.check(1, seconds=0.01, waiting=33, due=33, row_seconds=0.01)
+        flooded.check(1, seconds=0.01, waiting=33, wait_s=0.33)
     assert flooded.flooded
 
 
@@ -60,7 +60,7 @@ def test_a_few_callers_who_wait_for_each_answer_are_no_flood_however_long_a_row_
     few = make()
     for _ in range(400):
         clock.now += 0.0025
-        few.check(1, seconds=0.2, waiting=8, due=8, row_seconds=0.2)
+        few.check(1, seconds=0.2, waiting=8, wait_s=1.6)
 
 
 def test_twice_the_load_for_some_seconds_is_no_flood(clock):
@@ -68,7 +68,7 @@ def test_twice_the_load_for_some_seconds_is_no_flood(clock):
     steady = make()
     for _ in range(400):
         clock.now += 0.005
-        steady.check(1, seconds=0.02, waiting=90, due=90, row_seconds=0.02)
+        steady.check(1, seconds=0.02, waiting=90, wait_s=1.8)
     assert not steady.flooded
 
 
@@ -76,6 +76,6 @@ def test_a_flood_that_has_passed_is_forgotten(clock):
     past = make()
     for _ in range(400):
         clock.now += 0.001
-        past.check(1, seconds=0.01, waiting=0, due=0, row_seconds=0.01)
+        past.check(1, seconds=0.01, waiting=0, wait_s=0)
     clock.now += 2 * admission.WINDOW_S
-    past.check(1, seconds=0.01, waiting=30, due=30, row_seconds=0.01)
+    past.check(1, seconds=0.01, waiting=30, wait_s=0.3)
