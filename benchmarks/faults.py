@@ -26,7 +26,7 @@ import stopping
 from scene import Load, Scene, Service, kill, until
 
 WINDOW_S = 20.0  # of a window of load whose latency is compared
-CONNECTIONS = 500
+CONNECTIONS = 2000  # so many that those who wait do not keep the rest from coming
 STEADY_S = 600.0
 SAMPLE_EVERY_S = 5.0
 

@@ -4,8 +4,8 @@
 
 Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
-do, does not pass by waiting: whoever is let in then waits a quarter of a second at most, and the rest is refused in
-microseconds. Which of the two it is shows in what came within the last half second, refused calls included; by then a
+do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a quarter of a second at most, and the rest is refused in
+microseconds. Which of the two it is shows in what came within the last second, refused calls included; by then a
 flood has filled the queue, and those it brought that would wait longer are refused too (`Batcher`).
 """
 
@@ -15,10 +15,13 @@ import time
 
 from madewithml import errors
 
-WINDOW_S = 0.5
-# Work coming this many times as fast as it can be done is a flood. Twice as fast is usual for seconds, while a replica
-# is replaced; and the replica that starts on the same cores doubles what everything takes.
-FLOOD = 5.0
+WINDOW_S = 1.0
+# Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
+# comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
+# what the lost one had on its way comes all at once.
+FLOOD = 8.0
+# A queue that was never short for so long does not pass either: the same holds for it.
+STANDING_S = 60.0
 FLOOD_WAIT_S = 0.25
 # So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
 FLOOD_ROWS = 32
@@ -42,6 +45,7 @@ class Admission:
         self._max_queue_s = max_queue_s
         self._window = 0  # number of the present half window
         self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
+        self._short = time.monotonic()  # when a call had next to nothing to wait for
         self.flooded = False
 
     def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float) -> None:
@@ -56,7 +60,10 @@ class Admission:
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
         """
-        self.flooded = self._note(seconds) > FLOOD and waiting > FLOOD_ROWS
+        if wait_s <= FLOOD_WAIT_S:
+            self._short = time.monotonic()
+        stands = time.monotonic() - self._short > STANDING_S
+        self.flooded = (self._note(seconds) > FLOOD or stands) and waiting > FLOOD_ROWS
         if not waiting:
             return
         if waiting + rows > self._max_queue_rows:

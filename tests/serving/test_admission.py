@@ -48,7 +48,7 @@ def test_rows_of_a_long_list_whose_turn_comes_later_do_not_count(clock):
 def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     """1000 rows a second against 100 that can be computed: those let in keep their latency."""
     flooded = make()
-    for _ in range(400):
+    for _ in range(1500):
         clock.now += 0.001
         flooded.check(1, seconds=0.01, waiting=20, wait_s=0.2)
     with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
@@ -74,8 +74,20 @@ def test_twice_the_load_for_some_seconds_is_no_flood(clock):
 
 def test_a_flood_that_has_passed_is_forgotten(clock):
     past = make()
-    for _ in range(400):
+    for _ in range(1500):
         clock.now += 0.001
         past.check(1, seconds=0.01, waiting=0, wait_s=0)
     clock.now += 2 * admission.WINDOW_S
     past.check(1, seconds=0.01, waiting=30, wait_s=0.3)
+
+
+def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_short(clock):
+    """Half again as much as can be computed, and no end of it."""
+    standing = make(max_queue_rows=10_000, max_queue_s=30)
+    for _ in range(int(admission.STANDING_S / 0.05)):
+        standing.check(1, seconds=0.075, waiting=200, wait_s=20)
+        clock.now += 0.05
+    with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
+        standing.check(1, seconds=0.075, waiting=200, wait_s=20)
+    standing.check(1, seconds=0.075, waiting=33, wait_s=0.1)
+    standing.check(1, seconds=0.075, waiting=200, wait_s=20)

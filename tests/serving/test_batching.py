@@ -514,10 +514,10 @@ class TestFlood:
 
         async def scenario():
             engine = Engine(held=True)
-            batcher = make(engine, max_queue_rows=1000)
+            batcher = make(engine, max_queue_rows=5000)
             first = await occupy(batcher, engine)
             await asyncio.sleep(batching.admission.WINDOW_S)
-            flood = [await submit(batcher, of_length(50, mark)) for mark in range(900)]
+            flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
             await until(lambda: any(call.done() for call in flood))
             waiting = batcher.waiting
             engine.release()
