@@ -128,7 +128,7 @@ def _imported(
 def _recorded(folder: Path, change: Callable[[Path], None], settings: config.Settings) -> str:
     """A run with a changed copy of a checkpoint, as a broken pipeline might have left it."""
     store = runs.connect(settings)
-    scratch = _changed(folder, settings.home / f"changed-{change.__name__}", change)
+    scratch = _changed(folder, settings.home / change.__name__ / runs.MODEL_NAME, change)
     with store.new_run(EXPERIMENT, params={}, tags={}) as run_id:
         store.log_checkpoint(run_id, scratch, val_loss=None)
     return run_id

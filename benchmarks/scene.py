@@ -24,7 +24,7 @@ from processes import Server
 from madewithml import serve
 
 PATIENCE_S = 120.0
-POLL_S = 0.05
+POLL_S = 0.25  # looking costs CPU that the service needs
 REPLICA = "ServeReplica:madewithml"
 DROPPED = ("RAY_SERVE_", "MADEWITHML_", "MLFLOW_")  # of the environment: what would change how a service runs
 FLAWS = (callers.DROPPED, callers.REFUSED, callers.SILENT, callers.WRONG)
@@ -80,6 +80,7 @@ class Service:
             folder=folder,
         )
         self.num_replicas = replicas
+        self._client = httpx.Client(base_url=self.url, timeout=30)
 
     def wait_until_ready(self) -> Service:
         """Wait for the line that says it serves."""
@@ -95,7 +96,7 @@ class Service:
     def get(self, path: str) -> dict[str, Any]:
         """What a route answers; empty where it does not."""
         try:
-            answer = httpx.get(f"{self.url}{path}", timeout=30)
+            answer = self._client.get(path)
         except httpx.TransportError:
             return {}
         document: dict[str, Any] = answer.json() if answer.status_code == httpx.codes.OK else {}
@@ -141,6 +142,7 @@ class Service:
 
     def stop(self) -> None:
         """End it and all that came of it."""
+        self._client.close()
         self.server.stop()
 
 

@@ -4,9 +4,9 @@
 
 Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
-do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a quarter of a second at most, and the rest is refused in
-microseconds. Which of the two it is shows in what came within the last second, refused calls included; by then a
-flood has filled the queue, and those it brought that would wait longer are refused too (`Batcher`).
+do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a quarter of a
+second at most, and the rest is refused in microseconds. A flood shows in what came within the last second, refused
+calls included; by then it has filled the queue, and what it brought that would wait longer is refused too (`Batcher`).
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_s
     for _ in range(int(admission.STANDING_S / 0.05)):
         standing.check(1, seconds=0.075, waiting=200, wait_s=20)
         clock.now += 0.05
+    clock.now += 1
     with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
         standing.check(1, seconds=0.075, waiting=200, wait_s=20)
     standing.check(1, seconds=0.075, waiting=33, wait_s=0.1)
