@@ -150,7 +150,7 @@ class TestABadCandidate:
 
     def test_one_that_behaves_otherwise_is_refused_with_the_report(self, make_watch, where, kitchen, predictor):
         eager = dataclasses.replace(predictor, policy=predictor.policy.with_threshold(0.0, source="operator"))
-        kitchen.settings = kitchen.settings.model_copy(update={"gate_max_coverage_change": 0.0})
+        kitchen.settings = kitchen.settings.model_copy(update={"gate_max_coverage_change": 0.0, "gate_min_samples": 1})
         shown = self.refused(make_watch, where, kitchen, lambda _: eager)
 
         assert shown["report"]["candidate_coverage"] == 1.0
