@@ -25,6 +25,7 @@ from madewithml import serve
 
 PATIENCE_S = 120.0
 POLL_S = 0.25  # looking costs CPU that the service needs
+PAUSE_S = 0.1
 REPLICA = "ServeReplica:madewithml"
 DROPPED = ("RAY_SERVE_", "MADEWITHML_", "MLFLOW_")  # of the environment: what would change how a service runs
 FLAWS = (callers.DROPPED, callers.REFUSED, callers.SILENT, callers.WRONG)
@@ -137,8 +138,12 @@ class Service:
         return sum(row[1].startswith("SERVE_REPLICA") and row[17] == "UP" for row in rows if len(row) > 17)
 
     def runs(self) -> set[str]:
-        """The runs that answer: asked so often that each replica was asked."""
-        return {self.get("/model").get("run_id", "") for _ in range(6 * self.num_replicas)}
+        """The runs that answer: asked so often, and for so long, that each replica was asked."""
+        found = set()
+        for _ in range(6 * self.num_replicas):
+            found.add(self.get("/model").get("run_id", ""))
+            time.sleep(PAUSE_S)
+        return found
 
     def stop(self) -> None:
         """End it and all that came of it."""

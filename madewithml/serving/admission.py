@@ -23,6 +23,8 @@ FLOOD = 8.0
 # A queue that was never short for so long does not pass either: the same holds for it.
 STANDING_S = 60.0
 FLOOD_WAIT_S = 0.25
+# Nor is it a flood what comes in the first moments of a replica: it is what waited for one to come.
+START_S = 10.0
 # So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
 FLOOD_ROWS = 32
 # Of one call's rows these count, at most: a long list takes its turns little by little, and is one caller's.
@@ -45,6 +47,7 @@ class Admission:
         self._max_queue_s = max_queue_s
         self._window = 0  # number of the present half window
         self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
+        self._first: float | None = None  # when the first call came
         self._short = time.monotonic()  # when a call had next to nothing to wait for
         self.flooded = False
 
@@ -60,10 +63,13 @@ class Admission:
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
         """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
         if wait_s <= FLOOD_WAIT_S:
-            self._short = time.monotonic()
-        stands = time.monotonic() - self._short > STANDING_S
-        self.flooded = (self._note(seconds) > FLOOD or stands) and waiting > FLOOD_ROWS
+            self._short = now
+        much = self._note(seconds) > FLOOD and now - self._first > START_S
+        self.flooded = (much or now - self._short > STANDING_S) and waiting > FLOOD_ROWS
         if not waiting:
             return
         if waiting + rows > self._max_queue_rows:

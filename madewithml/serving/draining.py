@@ -10,11 +10,13 @@ import csv
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
 SOCKET = "admin.sock"
+FRONTEND = "http_frontend"
 TIMEOUT_S = 5.0
 POLL_S = 0.05
 # Kept refusing at least this long, so that clients that are busy learn to close their connections.
@@ -35,9 +37,25 @@ def drain(folder: Path, *, timeout_s: float) -> None:
     while time.monotonic() - started < timeout_s:
         left = sum(on_their_way(_say(path, "show stat")) for path in sockets)
         if not left and time.monotonic() - started >= GRACE_S:
+            _close(sockets)
             return
         time.sleep(POLL_S)
     logger.warning("%d requests were not answered within %g s and are given up", left, timeout_s)
+
+
+def _close(sockets: Sequence[Path]) -> None:
+    """Listen no more, and let the connections that are just being answered 503 have their answer."""
+    for path in sockets:
+        _say(path, f"disable frontend {FRONTEND}")
+    last = time.monotonic() + GRACE_S
+    while time.monotonic() < last and any(connections(_say(path, "show stat")) for path in sockets):
+        time.sleep(POLL_S)
+
+
+def connections(statistics: str) -> int:
+    """Connections of clients, from what HAProxy says to `show stat`."""
+    rows = csv.DictReader(statistics.removeprefix("# ").splitlines())
+    return sum(int(row["scur"] or 0) for row in rows if (row["pxname"], row["svname"]) == (FRONTEND, "FRONTEND"))
 
 
 def on_their_way(statistics: str) -> int:

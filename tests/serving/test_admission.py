@@ -25,6 +25,12 @@ def make(*, max_queue_rows=100, max_queue_s=2.5):
     return admission.Admission(max_queue_rows=max_queue_rows, max_queue_s=max_queue_s)
 
 
+def after_its_start(made, clock):
+    made.check(1, seconds=0.01, waiting=0, wait_s=0)
+    clock.now += admission.START_S + 1
+    return made
+
+
 def test_an_empty_queue_takes_a_call_of_any_size(clock):
     make().check(1000, seconds=16, waiting=0, wait_s=0)
 
@@ -47,7 +53,7 @@ def test_rows_of_a_long_list_whose_turn_comes_later_do_not_count(clock):
 
 def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     """1000 rows a second against 100 that can be computed: those let in keep their latency."""
-    flooded = make()
+    flooded = after_its_start(make(), clock)
     for _ in range(1500):
         clock.now += 0.001
         flooded.check(1, seconds=0.01, waiting=20, wait_s=0.2)
@@ -73,7 +79,7 @@ def test_twice_the_load_for_some_seconds_is_no_flood(clock):
 
 
 def test_a_flood_that_has_passed_is_forgotten(clock):
-    past = make()
+    past = after_its_start(make(), clock)
     for _ in range(1500):
         clock.now += 0.001
         past.check(1, seconds=0.01, waiting=0, wait_s=0)
@@ -92,3 +98,10 @@ def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_s
         standing.check(1, seconds=0.075, waiting=200, wait_s=20)
     standing.check(1, seconds=0.075, waiting=33, wait_s=0.1)
     standing.check(1, seconds=0.075, waiting=200, wait_s=20)
+
+
+def test_what_waited_for_a_replica_is_no_flood_when_it_comes(clock):
+    started = make(max_queue_rows=1000, max_queue_s=10)
+    for waiting in range(400):
+        started.check(1, seconds=0.01, waiting=waiting, wait_s=waiting * 0.01)
+    assert not started.flooded

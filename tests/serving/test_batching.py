@@ -509,11 +509,12 @@ class TestAStuckEngine:
 
 
 class TestFlood:
-    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self):
+    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, monkeypatch):
         """Rows of 50 tokens, 5 ms: 50 are a quarter of a second. The one that came before the flood keeps its place."""
 
         async def scenario():
             engine = Engine(held=True)
+            monkeypatch.setattr(batching.admission, "START_S", 0.0)
             batcher = make(engine, max_queue_rows=5000)
             first = await occupy(batcher, engine)
             await asyncio.sleep(batching.admission.WINDOW_S)

@@ -100,6 +100,9 @@ def test_what_was_accepted_is_answered_and_what_is_new_is_refused(front, folder,
     drained.join(20)
     accepted.join(20)
     assert (drained.is_alive(), statuses) == (False, [200])
+    with pytest.raises(httpx.ConnectError):
+        httpx.post(url, content=b"{}")
+    assert _connections(folder) == 0
 
 
 def test_what_does_not_end_is_given_up_in_time(front, folder, slow_replica, caplog):
@@ -121,6 +124,10 @@ def test_without_an_haproxy_there_is_nothing_to_wait_for(folder):
 def _abandoned(url):
     with contextlib.suppress(httpx.HTTPError):  # HAProxy ends before it is answered
         httpx.post(url, content=b"{}", timeout=30)
+
+
+def _connections(folder):
+    return draining.connections(draining._say(folder / draining.SOCKET, "show stat"))
 
 
 def _on_their_way(folder):
