@@ -12,10 +12,13 @@ import signal
 import socket
 import sys
 import urllib.parse
+from collections.abc import Awaitable, Callable
 
 CLIENTS = 20  # of each kind
+COMING_S = 10.0  # they come one by one: what is tried is how they behave, not a burst of work
 BODY = json.dumps([{"title": "Intro to CNNs", "description": "Processing images with layers."}] * 20).encode()
 SMALL_BUFFER = 1024
+PAGES = 20  # asked for at once, so that what is not read fills every buffer on the way
 
 
 class Badly:
@@ -30,6 +33,7 @@ class Badly:
         self._host, self._port = str(address.hostname), int(address.port or 80)
         head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
         self._request = f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+        self._page = f"GET /openapi.json HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
 
     async def hang_up(self) -> None:
         """Ask and leave before the answer."""
@@ -57,14 +61,19 @@ class Badly:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
             connection.settimeout(0)
             await asyncio.get_running_loop().sock_connect(connection, (self._host, self._port))
-            await asyncio.get_running_loop().sock_sendall(connection, self._request)
+            await asyncio.get_running_loop().sock_sendall(connection, self._request + PAGES * self._page)
             await asyncio.Event().wait()
 
 
 async def _main(url: str) -> None:
     badly = Badly(url)
     kinds = (badly.hang_up, badly.dawdle, badly.never_read)
-    tasks = [asyncio.ensure_future(kind()) for kind in kinds for _ in range(CLIENTS)]
+
+    async def come(kind: Callable[[], Awaitable[None]], number: int) -> None:
+        await asyncio.sleep(number * COMING_S / CLIENTS)
+        await kind()
+
+    tasks = [asyncio.ensure_future(come(kind, number)) for kind in kinds for number in range(CLIENTS)]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
