@@ -8,7 +8,9 @@ current folder, then the default. A bad value or an unknown key is an error that
 
 from __future__ import annotations
 
+import ipaddress
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import pydantic
 import pydantic_settings
 
 from madewithml import errors
+from madewithml import keys as keys_
 
 PREFIX = "MADEWITHML_"
 FILE = "madewithml.toml"
@@ -37,11 +40,20 @@ class Settings(pydantic_settings.BaseSettings):
         port: TCP port to listen on.
         threshold: Confidence below which an answer abstains; None means certificate, else 0.9.
         allow_caller_threshold: Whether a call may choose its own threshold (`?threshold=`).
+        keys: Who may call, besides those in `keys_file`.
+        keys_file: File of keys, made by `madewithml keys create`; None means `keys.json` under `home`, if it is there.
+        allow_anonymous: Whether calls without a key are let in where there are keys, or on an address of the network.
+        cors_origins: Origins whose pages may call from a browser; `*` for any.
         engine: What computes logits; `auto` takes what `optimize` chose.
         max_rows: Rows in one call.
         max_body_bytes: Bytes in one request body.
         max_queue_rows: Rows waiting in one replica before a call is answered 429.
         max_queue_s: Seconds a call may have to wait for its turn before it is answered 429.
+        max_text_characters: Characters in one text; None for as many as fit into a body. Beyond the model's length a
+            text is cut, not refused.
+        max_headers: Fields in the head of a request.
+        max_header_bytes: Their names and values together.
+        body_timeout_s: Seconds in which a body must have come.
         max_batch_size: Rows that go through the model together, at most.
         request_timeout_s: Seconds after which a waiting request is answered 504; a caller may ask for less or more.
         max_request_timeout_s: The longest that a caller may ask for (`X-Request-Timeout-Ms`).
@@ -71,11 +83,19 @@ class Settings(pydantic_settings.BaseSettings):
     port: int = pydantic.Field(default=8000, ge=1, le=65535)
     threshold: float | None = pydantic.Field(default=None, ge=0.0, le=1.0)
     allow_caller_threshold: bool = False
+    keys: tuple[keys_.Key, ...] = ()
+    keys_file: Path | None = None
+    allow_anonymous: bool = False
+    cors_origins: tuple[str, ...] = ()
     engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     max_rows: int = pydantic.Field(default=1000, ge=1)
     max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
     max_queue_rows: int = pydantic.Field(default=2000, ge=1)
     max_queue_s: float = pydantic.Field(default=10.0, gt=0)
+    max_text_characters: int | None = pydantic.Field(default=None, ge=1)
+    max_headers: int = pydantic.Field(default=100, ge=1)
+    max_header_bytes: int = pydantic.Field(default=32 * 1024, ge=1024)
+    body_timeout_s: float = pydantic.Field(default=30.0, gt=0)
     max_batch_size: int = pydantic.Field(default=16, ge=1)
     request_timeout_s: float = pydantic.Field(default=30.0, gt=0)
     max_request_timeout_s: float = pydantic.Field(default=60.0, gt=0)
@@ -108,6 +128,19 @@ class Settings(pydantic_settings.BaseSettings):
         return self.tracking_uri or self.sqlite_uri
 
     @property
+    def keys_path(self) -> Path:
+        """Where keys are kept, if there are any."""
+        return self.keys_file or self.home / "keys.json"
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether nobody but this machine can reach the address to listen on."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
     def sqlite_uri(self) -> str:
         """Our own tracking database, under `home`."""
         return f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
@@ -136,6 +169,13 @@ def load(**flags: Any) -> Settings:
     # Read once, here: MLflow itself changes the variable while it logs.
     uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     return settings.model_copy(update={"tracking_uri": uri})
+
+
+def restore(values: Mapping[str, Any]) -> Settings:
+    """The settings that `model_dump` gave in another process; nothing is read again."""
+    paths = {name: Path(values[name]) for name in ("home", "datasets", "keys_file") if values.get(name)}
+    found = [keys_.Key(**key) if isinstance(key, dict) else key for key in values.get("keys", ())]
+    return Settings.model_construct(**{**values, **paths, "keys": tuple(found)})
 
 
 def _refuse_unknown_variables() -> None:

@@ -9,11 +9,16 @@
      ├─ RefusedError        a gate said no (no certificate, fidelity not reached)   exit 3
      └─ RequestError        something a caller sent over HTTP
          ├─ MalformedBodyError      400
+         ├─ UnauthorizedError       401, WWW-Authenticate
+         ├─ ForbiddenError          403
          ├─ UnknownResourceError    404
+         ├─ TooSlowError            408
          ├─ BodyTooLargeError       413
          ├─ UnsupportedMediaError   415
          ├─ InvalidRequestError     422, with one entry in `errors` for each fault
          ├─ OverloadedError         429, Retry-After
+         ├─ RateLimitedError        429, Retry-After
+         ├─ HeadTooLargeError       431
          ├─ NotReadyError           503, Retry-After
          ├─ ClientGoneError         499, seen in logs only
          └─ DeadlineExceededError   504
@@ -119,6 +124,46 @@ class MalformedBodyError(RequestError):
 
     code = "malformed_body"
     title = "Body is not JSON"
+
+
+class UnauthorizedError(RequestError):
+    """A key is needed and none was sent, or one that is not known."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Key needed"
+
+
+class ForbiddenError(RequestError):
+    """The key does not open this route."""
+
+    status = 403
+    code = "forbidden"
+    title = "Not allowed"
+
+
+class TooSlowError(RequestError):
+    """The body took too long to come."""
+
+    status = 408
+    code = "too_slow"
+    title = "Request took too long to come"
+
+
+class RateLimitedError(RequestError):
+    """The key has sent more than it may."""
+
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests of this key"
+
+
+class HeadTooLargeError(RequestError):
+    """The head of the request has too many fields, or too long ones."""
+
+    status = 431
+    code = "head_too_large"
+    title = "Request head too large"
 
 
 class UnknownResourceError(RequestError):

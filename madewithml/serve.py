@@ -19,6 +19,7 @@ import dataclasses
 import errno
 import io
 import logging
+import math
 import os
 import queue
 import shutil
@@ -44,16 +45,23 @@ logger = logging.getLogger(__name__)
 RAY_SERVE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # A prediction has no side effect, so it may be sent again to another replica.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+    # No call has a side effect that a second one would double, so it may be sent again to another replica: when its own
+    # was lost, when it is leaving (503), and when Ray's own proxy, which stands in while there is none, lost it (500).
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout 500 503",
+    # A dead replica has the fewest connections, so each next try may go to it again until it is known to be dead: one
+    # failed connection is enough to know, and a call outlives that many tries.
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # Ray Serve's own housekeeping, ten times a second by default, costs two per cent of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a line to parse for each request
 }
+# An HAProxy whose configuration was replaced goes on until what it accepted is answered, and no longer than this.
+HARD_STOP_VARIABLE = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+HARD_STOP_MARGIN_S = 10
 LAUNCHER = "madewithml-haproxy"
 
 
@@ -145,6 +153,7 @@ class ServePlan:
             checkpoint=self.target.checkpoint,
             settings=self.settings.model_dump(mode="json"),
             threads=self.threads,
+            sharers=self.replicas,
             version=self.target.version,
             pointer=str(folder) if folder else None,
             shadow=(self.shadow.run_id, self.shadow.checkpoint) if self.shadow else None,
@@ -289,6 +298,8 @@ def run_on_ray(planned: ServePlan) -> None:
 
     prepare_environment()
     os.environ[haproxy.LARGEST_BODY_VARIABLE] = str(planned.settings.max_body_bytes)
+    hard_stop_s = math.ceil(planned.settings.max_request_timeout_s) + HARD_STOP_MARGIN_S
+    cluster.set_environment({HARD_STOP_VARIABLE: str(hard_stop_s)})
     cluster.start()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # after Ray's start, which sets handlers of its own
         if hasattr(signal, name):  # Windows has no SIGHUP

@@ -34,6 +34,7 @@ ROWS = [
     ["data", "models", "encoders", "tokenization", "texts"],
     ["engine_report"],
     ["cluster", "progress", "config", "tables", "host"],
+    ["keys"],
     ["errors", "client"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROWS) for name in names}

@@ -14,22 +14,23 @@ from starlette.responses import Response
 
 import madewithml
 from madewithml import errors
-from madewithml.serving import exchange, identity, openapi, problems, protocols
+from madewithml.serving import entrance, exchange, identity, openapi, problems, protocols, replies
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from madewithml.serving import service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> FastAPI:
+def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharers: int = 1) -> FastAPI:
     """Build the app around a service.
 
     Args:
         kitchen: The service; warmed up by the time the first request comes.
         adds_request_id: Whether answers get an `X-Request-Id` here; False where the server in front adds one.
+        sharers: Processes that share the calls, and so the rates of keys.
     """
 
     @asynccontextmanager
@@ -46,6 +47,9 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True) -> Fas
         redoc_url=None,
     )
     app.state.adds_request_id = adds_request_id
+    app.admit = entrance.Entrance(kitchen.settings, sharers=sharers).admit
+    if kitchen.settings.cors_origins:
+        app.front = entrance.for_browsers(app.enter, kitchen.settings.cors_origins)
     problems.install(app)
     app.direct = _add_predict(app, kitchen)
     _add_evaluate(app, kitchen)
@@ -61,35 +65,52 @@ class DirectApp(FastAPI):
 
     Attributes:
         direct: Endpoints of POST requests by path; the router knows them too, for the documentation.
+        front: What a request comes to first, whatever its route.
+        admit: Raises where a request may not come in.
     """
 
     direct: Mapping[str, Endpoint] = MappingProxyType({})
+    front: ASGIApp | None = None
+    admit: Callable[[Scope], None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""
-        endpoint = self.direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if endpoint is None:
+        await (self.front or self.enter)(scope, receive, send)
+
+    async def enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, if it may come in."""
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
-        request = Request(scope, receive)
+        response = await self._response(Request(scope, receive))
+        if response is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await response(scope, receive, send)
+
+    async def _response(self, request: Request) -> Response | None:
+        """The answer to a request; None where the router is to find it."""
+        scope = request.scope
         try:
-            response = await endpoint(request)
+            if self.admit is not None:
+                self.admit(scope)
+            endpoint = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
+            return await endpoint(request) if endpoint is not None else None
         except errors.MadeWithMLError as err:
-            response = problems.of_error(request, err)
+            return problems.of_error(request, err)
         except Exception as err:  # noqa: BLE001 - the outer edge, as the layers that were passed by have it
-            response = problems.of_unexpected(request, err)
-        await response(scope, receive, send)
+            return problems.of_unexpected(request, err)
 
 
 def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
     async def predict(request: Request) -> Response:
-        body = await exchange.read_json(request, max_bytes=kitchen.settings.max_body_bytes)
+        body = await exchange.read_json(request, kitchen.settings)
         rows, parameters = kitchen.schema.parse(body), exchange.policy_parameters(request)
         taken, results = await exchange.answer(request, kitchen, rows, **parameters)
         request_id = identity.request_id(request)
         document = {"results": results, "run_id": taken.run_id, "request_id": request_id}
-        return exchange.json_response(request, document)
+        return replies.json(request, document)
 
     documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
     _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
@@ -98,8 +119,8 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
 
 def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
     async def evaluate(request: Request) -> Response:
-        name = _dataset_name(await exchange.read_json(request, max_bytes=kitchen.settings.max_body_bytes))
-        return exchange.json_response(request, await kitchen.evaluate(name))
+        name = _dataset_name(await exchange.read_json(request, kitchen.settings))
+        return replies.json(request, await kitchen.evaluate(name))
 
     summary = "Evaluate on a named dataset of the configured folder"
     _post(app, "/evaluate", evaluate, summary=summary, documentation=openapi.evaluate())
@@ -107,21 +128,21 @@ def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
 
 def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def index(request: Request) -> Response:
-        return exchange.json_response(request, {"message": "OK", "status-code": 200, "data": {}})
+        return replies.json(request, {"message": "OK", "status-code": 200, "data": {}})
 
     async def run_id(request: Request) -> Response:
-        return exchange.json_response(request, {"run_id": kitchen.run_id})
+        return replies.json(request, {"run_id": kitchen.run_id})
 
     async def model(request: Request) -> Response:
-        return exchange.json_response(request, kitchen.description())
+        return replies.json(request, kitchen.description())
 
     async def policy(request: Request) -> Response:
-        return exchange.json_response(request, kitchen.predictor.policy.to_dict())
+        return replies.json(request, kitchen.predictor.policy.to_dict())
 
     async def shadow(request: Request) -> Response:
         if kitchen.shadow is None:
             raise errors.UnknownResourceError("there is no shadow model: start with --shadow models:/NAME@ALIAS")
-        return exchange.json_response(request, kitchen.shadow.report())
+        return replies.json(request, kitchen.shadow.report())
 
     _get(app, "/", index, summary="Whether it answers at all")
     _get(app, "/run_id/", run_id, summary="The run behind the answers")
@@ -134,12 +155,12 @@ def _add_health(app: FastAPI, kitchen: service.Service) -> None:
     async def live(request: Request) -> Response:
         if kitchen.hung:
             raise errors.NotReadyError("the engine does not come back from a batch", retry_after_s=1)
-        return exchange.json_response(request, {"status": "live"})
+        return replies.json(request, {"status": "live"})
 
     async def ready(request: Request) -> Response:
         if not kitchen.ready:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
-        return exchange.json_response(request, {"status": "ready"})
+        return replies.json(request, {"status": "ready"})
 
     _get(app, "/health/live", live, summary="Liveness")
     _get(app, "/health/ready", ready, summary="Readiness: weights loaded and verified, golden rows agree, warmed up")

@@ -41,7 +41,7 @@ class ModelDeployment:
         plan: dict[str, Any] | None = None,
     ) -> None:
         if plan is None:
-            found = config.Settings.model_construct(**settings) if settings else config.load()
+            found = config.restore(settings) if settings else config.load()
             folder = checkpoint or str(predict.get_best_checkpoint(run_id))
             own = {**found.model_dump(), "threshold": threshold}
             plan = {
@@ -52,10 +52,11 @@ class ModelDeployment:
             }
         self.service = replica.open_service(replica.Plan(**plan))
         self.service.exit_when_hung()
+        self._sharers = plan.get("sharers", 1)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the constructor is through."""
-        return app.create_app(self.service, adds_request_id=False)
+        return app.create_app(self.service, adds_request_id=False, sharers=self._sharers)
 
     def check_health(self) -> None:
         """Called by Ray Serve every few seconds."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import Request
 
 from madewithml import errors
-from madewithml.serving import identity
+from madewithml.serving import access, identity
 
 if TYPE_CHECKING:
+    from madewithml import config
     from madewithml.serving import model, schemas, service
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -49,6 +49,7 @@ async def answer(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    access.charge(request.scope, len(rows))
     with kitchen.take() as taken:
         policy = None
         if max_risk is not None or threshold is not None:
@@ -60,17 +61,12 @@ async def answer(
     return taken, results
 
 
-def json_response(request: Request, document: dict[str, Any]) -> Response:
-    """A JSON response that names its request."""
-    return Response(orjson.dumps(document), headers=identity.headers(request), media_type="application/json")
-
-
 def media_type(request: Request) -> str:
     """The media type of the body, without parameters; JSON where none is given."""
     return request.headers.get("content-type", "application/json").split(";", 1)[0].strip().lower()
 
 
-async def read_json(request: Request, *, max_bytes: int) -> bytes:
+async def read_json(request: Request, settings: config.Settings) -> bytes:
     """The body, of a route that takes JSON alone; see `read_body`.
 
     Raises:
@@ -80,37 +76,70 @@ async def read_json(request: Request, *, max_bytes: int) -> bytes:
     if not found.endswith(("/json", "+json")):
         msg = f"content type {found[:100]!r} is not supported: send JSON with 'Content-Type: application/json'"
         raise errors.UnsupportedMediaError(msg)
-    return await read_body(request, max_bytes=max_bytes)
+    return await read_body(request, settings)
 
 
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """The body, read and inflated no further than the limit.
+async def read_body(request: Request, settings: config.Settings) -> bytes:
+    """The body, read and inflated no further than the limit, for no longer than the limit.
 
     Raises:
         UnsupportedMediaError: Its content encoding is neither gzip nor none.
-        BodyTooLargeError: It is longer than `max_bytes`, as sent or once inflated.
+        BodyTooLargeError: It is longer than it may be, as sent or once inflated.
         MalformedBodyError: It ends early, or is no gzip.
+        TooSlowError: It took too long to come.
     """
-    inflation = _inflation(request, max_bytes)
-    too_large = errors.BodyTooLargeError(f"the body is larger than {max_bytes} bytes: send fewer rows in one call")
+    body = _Body(request, max_bytes=settings.max_body_bytes)
     stated = request.headers.get("content-length", "")
-    if stated.isdecimal() and int(stated[:18]) > max_bytes:
-        raise too_large
-    pieces, size = [], 0
+    if stated.isdecimal() and int(stated[:18]) > settings.max_body_bytes:
+        raise body.too_large
+    # Nearly all bodies are there as a whole when their call begins: these need no clock.
+    if body.take(await request.receive()):
+        return body.whole()
     try:
-        async for piece in request.stream():
-            plain = inflation.inflate(piece) if inflation else piece
-            size += len(plain)
-            if size > max_bytes:
-                raise too_large
-            pieces.append(plain)
-    except ClientDisconnect as err:
-        raise errors.MalformedBodyError("the connection closed before the body was complete") from err
-    except zlib.error as err:
-        raise errors.MalformedBodyError(f"the body is no gzip, as its Content-Encoding says: {err}") from err
-    if inflation and not inflation.complete:
-        raise errors.MalformedBodyError("the gzip of the body ends early")
-    return b"".join(pieces)
+        await asyncio.wait_for(_rest(request, body), settings.body_timeout_s)
+    except (TimeoutError, asyncio.TimeoutError) as err:
+        raise errors.TooSlowError(f"the body did not come within {settings.body_timeout_s:g} s") from err
+    return body.whole()
+
+
+async def _rest(request: Request, body: _Body) -> None:
+    while not body.take(await request.receive()):
+        pass
+
+
+class _Body:
+    """A body that comes in pieces."""
+
+    def __init__(self, request: Request, *, max_bytes: int) -> None:
+        self.too_large = errors.BodyTooLargeError(
+            f"the body is larger than {max_bytes} bytes: send fewer rows in one call"
+        )
+        self._inflation = _inflation(request, max_bytes)
+        self._max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def take(self, message: Mapping[str, Any]) -> bool:
+        """Take a message of ASGI's; gives whether it was the last one of the body."""
+        if message["type"] == "http.disconnect":
+            raise errors.MalformedBodyError("the connection closed before the body was complete")
+        piece = message.get("body", b"")
+        if self._inflation is not None and piece:
+            try:
+                piece = self._inflation.inflate(piece)
+            except zlib.error as err:
+                raise errors.MalformedBodyError(f"the body is no gzip, as its Content-Encoding says: {err}") from err
+        self._size += len(piece)
+        if self._size > self._max_bytes:
+            raise self.too_large
+        self._pieces.append(piece)
+        return not message.get("more_body", False)
+
+    def whole(self) -> bytes:
+        """All of it."""
+        if self._inflation is not None and not self._inflation.complete:
+            raise errors.MalformedBodyError("the gzip of the body ends early")
+        return b"".join(self._pieces)
 
 
 class _Inflation:

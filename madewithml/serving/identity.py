@@ -21,8 +21,3 @@ def request_id(request: Request) -> str:
         known = given if SANE.fullmatch(given) else f"{random.getrandbits(128):032x}"
         request.scope["madewithml.request_id"] = known
     return known
-
-
-def headers(request: Request) -> dict[str, str]:
-    """The header that tells the caller the id, unless the server in front of the app adds it (Ray Serve does)."""
-    return {"X-Request-Id": request_id(request)} if request.app.state.adds_request_id else {}

@@ -46,10 +46,11 @@ def app_from_environment() -> FastAPI:
 
 
 def _app() -> FastAPI:
-    kitchen = replica.open_service(replica.Plan(**json.loads(os.environ[PLAN_VARIABLE])))
+    plan = replica.Plan(**json.loads(os.environ[PLAN_VARIABLE]))
+    kitchen = replica.open_service(plan)
     kitchen.exit_when_hung()
     _drain_on_signal(kitchen)
-    return app.create_app(kitchen)
+    return app.create_app(kitchen, sharers=plan.sharers)
 
 
 def _drain_on_signal(kitchen: service.Service) -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from madewithml import errors
-from madewithml.serving import identity
+from madewithml.serving import identity, replies
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+INFERENCE_PROTOCOL = "/v2"
 BY_STATUS = {
     404: ("unknown_resource", "Not found", "no such route; GET /docs lists them"),
     405: ("method_not_allowed", "Method not allowed", "this route does not take this method"),
@@ -46,6 +47,8 @@ def of_error(request: Request, err: errors.MadeWithMLError) -> Response:
     headers: dict[str, str] = {}
     if isinstance(err, errors.RequestError):
         extra = {"errors": err.errors}
+        if isinstance(err, errors.UnauthorizedError):
+            headers["WWW-Authenticate"] = "Bearer"
         if err.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(err.retry_after_s)))
         if isinstance(err, errors.NotReadyError):
@@ -79,7 +82,10 @@ def problem(
     headers: dict[str, str] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Response:
-    """A problem document as a response."""
+    """A problem document as a response; under `/v2` what that protocol has instead."""
+    headers = {**replies.headers(request), **(headers or {})}
+    if request.scope["path"].startswith(INFERENCE_PROTOCOL):
+        return Response(orjson.dumps({"error": detail}), status, headers, media_type="application/json")
     document = {
         "type": f"urn:madewithml:problem:{code}",
         "title": title,
@@ -89,5 +95,4 @@ def problem(
         "errors": [],
         **(extra or {}),
     }
-    content = orjson.dumps(document)
-    return Response(content, status, {**identity.headers(request), **(headers or {})}, media_type=MEDIA_TYPE)
+    return Response(orjson.dumps(document), status, headers, media_type=MEDIA_TYPE)

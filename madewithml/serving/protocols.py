@@ -7,7 +7,6 @@ own form, `{"error": ...}`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from starlette.responses import Response
 
 import madewithml
 from madewithml import errors
-from madewithml.serving import exchange, identity, inference_protocol, openapi, problems, scoring_protocol
+from madewithml.serving import exchange, inference_protocol, openapi, problems, replies, scoring_protocol
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from madewithml.serving import service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-PREFIX = "/v2"
+PREFIX = problems.INFERENCE_PROTOCOL
 
 
 def add(app: FastAPI, kitchen: service.Service) -> None:
@@ -37,7 +36,7 @@ def add(app: FastAPI, kitchen: service.Service) -> None:
 def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
     async def v2_server(request: Request) -> Response:
         document = {"name": "madewithml", "version": madewithml.__version__}
-        return exchange.json_response(request, {**document, "extensions": inference_protocol.EXTENSIONS})
+        return replies.json(request, {**document, "extensions": inference_protocol.EXTENSIONS})
 
     async def v2_live(request: Request) -> Response:
         return _state(request, "live", holds=not kitchen.hung)
@@ -54,7 +53,7 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
             text_fields=fields,
             num_classes=len(kitchen.predictor.classes),
         )
-        return exchange.json_response(request, described)
+        return replies.json(request, described)
 
     async def v2_model_ready(request: Request) -> Response:
         _check_model(request, kitchen)
@@ -63,7 +62,7 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
     async def v2_infer(request: Request) -> Response:
         _check_model(request, kitchen)
         asked = inference_protocol.parse(
-            await exchange.read_body(request, max_bytes=kitchen.settings.max_body_bytes),
+            await exchange.read_body(request, kitchen.settings),
             header_length=request.headers.get(inference_protocol.HEADER_LENGTH),
             text_fields=kitchen.schema.text_fields,
             max_rows=kitchen.schema.max_rows,
@@ -74,7 +73,7 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
         )
         classes = taken.predictor.classes
         shaped = inference_protocol.respond(answers, asked, name=_name(kitchen), version=taken.name, classes=classes)
-        headers = identity.headers(request)
+        headers = replies.headers(request)
         if shaped.header_length is None:
             return Response(shaped.content, headers=headers, media_type="application/json")
         headers[inference_protocol.HEADER_LENGTH] = str(shaped.header_length)
@@ -82,18 +81,18 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
 
     model = f"{PREFIX}/models/{{name}}"
     for path in (model, f"{model}/versions/{{version}}"):
-        _route(app, "GET", path, _in_protocol(v2_model), "A model's inputs and outputs")
-        _route(app, "GET", f"{path}/ready", _in_protocol(v2_model_ready), "Whether a model is ready")
-        _route(app, "POST", f"{path}/infer", _in_protocol(v2_infer), "Classify the elements of tensors")
-    _route(app, "GET", PREFIX, _in_protocol(v2_server), "The server and its extensions")
-    _route(app, "GET", f"{PREFIX}/health/live", _in_protocol(v2_live), "Liveness")
-    _route(app, "GET", f"{PREFIX}/health/ready", _in_protocol(v2_ready), "Readiness")
+        _route(app, "GET", path, v2_model, "A model's inputs and outputs")
+        _route(app, "GET", f"{path}/ready", v2_model_ready, "Whether a model is ready")
+        _route(app, "POST", f"{path}/infer", v2_infer, "Classify the elements of tensors")
+    _route(app, "GET", PREFIX, v2_server, "The server and its extensions")
+    _route(app, "GET", f"{PREFIX}/health/live", v2_live, "Liveness")
+    _route(app, "GET", f"{PREFIX}/health/ready", v2_ready, "Readiness")
 
 
 def _add_scoring(app: FastAPI, kitchen: service.Service) -> None:
     async def invocations(request: Request) -> Response:
         asked = scoring_protocol.parse(
-            await exchange.read_body(request, max_bytes=kitchen.settings.max_body_bytes),
+            await exchange.read_body(request, kitchen.settings),
             media_type=exchange.media_type(request),
             text_fields=kitchen.schema.text_fields,
             max_rows=kitchen.schema.max_rows,
@@ -101,15 +100,15 @@ def _add_scoring(app: FastAPI, kitchen: service.Service) -> None:
         _, answers = await exchange.answer(
             request, kitchen, asked.rows, max_risk=asked.max_risk, threshold=asked.threshold
         )
-        return exchange.json_response(request, scoring_protocol.predictions(answers))
+        return replies.json(request, scoring_protocol.predictions(answers))
 
     async def ping(request: Request) -> Response:
         if not kitchen.ready:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
-        return Response(b"\n", headers=identity.headers(request), media_type="application/json")
+        return Response(b"\n", headers=replies.headers(request), media_type="application/json")
 
     async def version(request: Request) -> Response:
-        return Response(madewithml.__version__, headers=identity.headers(request), media_type="text/plain")
+        return Response(madewithml.__version__, headers=replies.headers(request), media_type="text/plain")
 
     _route(app, "POST", "/invocations", invocations, "MLflow's scoring protocol")
     _route(app, "GET", "/ping", ping, "Readiness, as MLflow's server has it")
@@ -126,29 +125,9 @@ def _route(app: FastAPI, method: str, path: str, endpoint: Endpoint, summary: st
     )
 
 
-def _in_protocol(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, with its errors in the form of the Open Inference Protocol."""
-
-    @functools.wraps(endpoint)
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except errors.MadeWithMLError as err:
-            problem = problems.of_error(request, err)
-        except Exception as err:  # noqa: BLE001 - the outer edge of these routes
-            problem = problems.of_unexpected(request, err)
-        detail = orjson.loads(problem.body)["detail"]
-        headers = {name: value for name, value in problem.headers.items() if not name.startswith("content-")}
-        return Response(
-            orjson.dumps({"error": detail}), problem.status_code, headers=headers, media_type="application/json"
-        )
-
-    return answer
-
-
 def _state(request: Request, what: str, *, holds: bool, **more: Any) -> Response:
     content = orjson.dumps({**more, what: holds})
-    return Response(content, 200 if holds else 503, headers=identity.headers(request), media_type="application/json")
+    return Response(content, 200 if holds else 503, headers=replies.headers(request), media_type="application/json")
 
 
 def _name(kitchen: service.Service) -> str:

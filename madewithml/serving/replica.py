@@ -22,6 +22,7 @@ class Plan:
         checkpoint: Folder to load.
         settings: Settings as `config.Settings.model_dump` gives them.
         threads: Threads of one computation.
+        sharers: Processes that serve it, among which calls are spread.
         version: In the model registry; None if it did not come from there.
         pointer: Folder that says what to run from now on; None where nothing is followed.
         shadow: Run id and checkpoint of a second model; None if there is none.
@@ -31,6 +32,7 @@ class Plan:
     checkpoint: str
     settings: dict[str, Any]
     threads: int
+    sharers: int = 1
     version: str | None = None
     pointer: str | None = None
     shadow: tuple[str, str] | None = None
@@ -43,8 +45,7 @@ def open_service(plan: Plan) -> service.Service:
         CheckpointError: The model is damaged, or does not compute what it did.
         UsageError: Its engine cannot run here.
     """
-    paths = {name: Path(plan.settings[name]) for name in ("home", "datasets")}  # strings, where it came as JSON
-    settings = config.Settings.model_construct(**{**plan.settings, **paths})
+    settings = config.restore(plan.settings)
 
     def load(target: pointer.Target) -> predict.Predictor:
         return predict.TorchPredictor.from_checkpoint(
