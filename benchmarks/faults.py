@@ -7,19 +7,18 @@ that it goes through a year's bad luck in a quarter of an hour.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import flood
 import numpy as np
 import psutil
 import stopping
@@ -27,6 +26,7 @@ from scene import Load, Scene, Service, kill, until
 
 WINDOW_S = 20.0  # of a window of load whose latency is compared
 CONNECTIONS = 2000  # so many that those who wait do not keep the rest from coming
+ROW_PARTS = 6  # kinds of rows in a flood
 STEADY_S = 600.0
 SAMPLE_EVERY_S = 5.0
 
@@ -172,7 +172,7 @@ def overloaded(scene: Scene, service: Service) -> Finding:
     seconds = 5 if scene.short else 60
     before_mb = service.server.memory().total_mb
     usual = _flood(scene, service, rate=scene.rate, connections=64, seconds=5 if scene.short else 15)
-    flood = _flood(scene, service, rate=10 * scene.capacity, connections=CONNECTIONS, seconds=seconds)
+    flooded = _flood(scene, service, rate=10 * scene.capacity, connections=CONNECTIONS, seconds=seconds)
     ended = time.time()
     after_mb = service.server.memory().total_mb
     with scene.load(service.predict_url) as load:
@@ -180,10 +180,10 @@ def overloaded(scene: Scene, service: Service) -> Finding:
     late = [answer for answer in load.answers if answer.sent_s > ended + 5]
     back = Load()
     back.answers = late
-    p99 = {name: round(1000 * _p99(answers), 1) for name, answers in (("usual", usual), ("flood", flood))}
-    statuses = {status: sum(each == status for each, _ in flood) for status in sorted({each for each, _ in flood})}
+    p99 = {name: round(1000 * _p99(answers), 1) for name, answers in (("usual", usual), ("flood", flooded))}
+    statuses = dict(sorted(Counter(answer.status for answer in flooded).items()))
     finding.measured |= {
-        "calls_per_second": round(len(flood) / seconds),
+        "calls_per_second": round(len(flooded) / seconds),
         "statuses": statuses,
         "p99_ms_at_70_percent": p99["usual"],
         "p99_ms_of_the_200s": p99["flood"],
@@ -198,33 +198,33 @@ def overloaded(scene: Scene, service: Service) -> Finding:
     return finding
 
 
-Timed = list[tuple[int, float]]
-
-
-def _flood(scene: Scene, service: Service, *, rate: float, connections: int, seconds: float) -> Timed:
-    """Status and seconds of each call; by `hey`, which costs little enough to send so many, or by our own callers."""
-    if shutil.which("hey"):
-        body = scene.folder / "body.json"
-        body.write_text(scene.calls[0].body, encoding="utf-8")
-        printed = subprocess.run(
-            [
-                *("hey", "-z", f"{seconds:g}s", "-c", str(connections), "-q", f"{rate / connections:.3f}", "-t", "30"),
-                *("-m", "POST", "-T", "application/json", "-D", str(body), "-o", "csv", service.predict_url),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        rows = csv.DictReader(io.StringIO(printed))
-        return [(int(row["status-code"]), float(row["response-time"])) for row in rows]
+def _flood(scene: Scene, service: Service, *, rate: float, connections: int, seconds: float) -> list[flood.Timed]:
+    """The scene's calls at a rate; a few rows stand for all of them."""
+    if flood.available():
+        parts = _parts([call.body for call in scene.calls])
+        return flood.run(
+            service.predict_url, parts, rate=rate, connections=connections, seconds=seconds, folder=scene.folder
+        )
     with scene.load(service.predict_url, rate=rate) as load:
         last = time.monotonic() + seconds
         until(lambda: time.monotonic() > last, what="the end of the flood")
-    return [(int(a.outcome) if a.outcome.isdecimal() else 0, a.latency_ms / 1000) for a in load.answers]
+    return [
+        flood.Timed(int(answer.outcome) if answer.outcome.isdecimal() else 0, answer.latency_ms / 1000)
+        for answer in load.answers
+    ]
 
 
-def _p99(answers: Timed) -> float:
-    return float(np.quantile([seconds for status, seconds in answers if status == 200], 0.99))
+def _parts(bodies: Sequence[str]) -> list[flood.Part]:
+    """A few rows for all rows, by length; lists and long texts each by themselves."""
+    ordered = sorted(bodies, key=len)
+    usual = [body for body in ordered if len(body) < 4 * len(ordered[len(ordered) // 2])]
+    chunks = np.array_split(np.arange(len(usual)), min(ROW_PARTS, len(usual)))
+    rows = [flood.Part(usual[chunk[len(chunk) // 2]], len(chunk) / len(ordered)) for chunk in chunks]
+    return rows + [flood.Part(body, 1 / len(ordered)) for body in ordered[len(usual) :]]
+
+
+def _p99(answers: Sequence[flood.Timed]) -> float:
+    return float(np.quantile([answer.seconds for answer in answers if answer.status == 200], 0.99))
 
 
 def bad_clients(scene: Scene, service: Service) -> Finding:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import rich.console
 import typer
 
-from madewithml import config, errors
+from madewithml import cli_keys, config, errors
 
 app = typer.Typer(
     name="madewithml",
@@ -27,6 +27,8 @@ app = typer.Typer(
     # `--run_id` and `--run-id` are the same: scripts in the wild use both.
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
+
+app.add_typer(cli_keys.app, name="keys")
 
 RunId = Annotated[str, typer.Option("--run-id", help="MLflow run id.")]
 Dataset = Annotated[str, typer.Option("--dataset-loc", help="CSV, JSON Lines or Parquet file (path or URL).")]
@@ -308,13 +310,26 @@ def serve(
     allow_cached: Annotated[
         bool, typer.Option("--allow-cached", help="Start with what was served last if MLflow is away.")
     ] = False,
+    keys_file: Annotated[
+        Path | None, typer.Option(help="File of API keys; default: keys.json in the state folder, if it is there.")
+    ] = None,
+    allow_anonymous: Annotated[
+        bool, typer.Option("--allow-anonymous", help="Let calls without a key in, also from the network.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Serve a run over HTTP until Ctrl-C; with --model models:/NAME@ALIAS, whatever the alias is moved to."""
     from madewithml import serve as serve_
 
     settings = config.load(
-        home=home, threshold=threshold, host=host, port=port, engine=engine, allow_cached=allow_cached or None
+        home=home,
+        threshold=threshold,
+        host=host,
+        port=port,
+        engine=engine,
+        allow_cached=allow_cached or None,
+        keys_file=keys_file,
+        allow_anonymous=allow_anonymous or None,
     )
     count = workers if local else _replica_count(replicas)
     planned = serve_.plan(

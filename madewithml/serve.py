@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from madewithml import checkpoint, cluster, config, errors, host
+from madewithml import checkpoint, cluster, config, errors, host, keys
 from madewithml.serving import draining, following, haproxy, pointer
 
 if TYPE_CHECKING:
@@ -202,8 +202,10 @@ def plan(
     """
     if sum(given is not None for given in (run_id, model, checkpoint_folder)) != 1:
         raise errors.UsageError("give one of --run-id ID, --model models:/NAME@ALIAS, --checkpoint DIR")
+    check_keys(settings)
     check_port(settings.host, settings.port)
-    absolute = settings.model_copy(update={"home": settings.home.resolve(), "datasets": settings.datasets.resolve()})
+    paths = {"home": settings.home, "datasets": settings.datasets, "keys_file": settings.keys_path}
+    absolute = settings.model_copy(update={name: path.resolve() for name, path in paths.items()})
     if model is not None:
         target = following.first_target(absolute, model)
     else:
@@ -229,6 +231,22 @@ def _checked(target: pointer.Target) -> pointer.Target:
     found.verify()
     found.read_decision()
     return dataclasses.replace(target, run_id=target.run_id or found.weights_sha256[:32], checkpoint=str(found.folder))
+
+
+def check_keys(settings: config.Settings) -> None:
+    """Check that nobody is let in by oversight.
+
+    Raises:
+        UsageError: The network can reach the address and there are no keys, or their file cannot be read.
+    """
+    given = settings.keys_file is not None or settings.keys_path.exists()
+    found = (*settings.keys, *(keys.read(settings.keys_path) if given else ()))
+    if not (found or settings.is_on_loopback or settings.allow_anonymous):
+        msg = (
+            f"{settings.host} can be reached from the network, and there are no keys. Make one with "
+            "'madewithml keys create NAME', or let anyone in with --allow-anonymous."
+        )
+        raise errors.UsageError(msg)
 
 
 def check_port(host: str, port: int) -> None:

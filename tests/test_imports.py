@@ -21,6 +21,7 @@ PACKAGE = REPOSITORY / "madewithml"
 ROWS = [
     ["__main__"],
     ["cli"],
+    ["cli_keys"],
     ["serve"],
     ["serving"],
     ["train", "evaluate", "importing", "bulk", "certify", "certifying", "report", "optimize", "pyfunc"],
