@@ -14,6 +14,7 @@ from pathlib import Path
 
 PERIOD_S = 0.01
 PATIENCE_S = 60.0
+INACTIVE_S = 40.0  # longer than a call may take
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run(url: str, parts: Sequence[Part], *, rate: float, connections: int, secon
         period = f"{max(1, round(1000 * beginning / share))}ms"
         command = [
             *("h2load", "--h1", "-t1", "-m1", "-c", str(clients), "-n", str(calls), f"--rps={share / clients:.4f}"),
-            *("-r", str(beginning), f"--rate-period={period}", f"--log-file={log}"),
+            *("-N", f"{INACTIVE_S:g}s", "-r", str(beginning), f"--rate-period={period}", f"--log-file={log}"),
             *("-d", str(body), "-H", "content-type: application/json", url),
         ]
         running.append((subprocess.Popen(command, stdout=subprocess.DEVNULL), log))

@@ -21,6 +21,12 @@ Ints = npt.NDArray[np.int64]
 # A text is cut here before it is tokenised, so that ten megabytes in one cell cost no more than a page. It is far
 # above what fits a model: 512 tokens of English are about 2,500 characters.
 MAX_CHARACTERS = 100_000
+# Of a longer text its beginning alone is tokenised, if that fills the model already: so many characters for each token
+# that fits. English has about five; where this is not enough, all of it is tokenised.
+PREFIX_CHARACTERS = 16
+USUAL_CHARACTERS = 4  # of a token, the space before it not counted
+# Tokens that must come after those that fit: what stands at the end of the beginning cannot change these any more.
+MARGIN_TOKENS = 8
 
 
 class Tokens(NamedTuple):
@@ -37,10 +43,12 @@ class Tokenizer:
     Attributes:
         backend: The `tokenizers` object, set to truncate and not to pad.
         pad_id: Id that fills short rows.
+        prefix: Characters of a text's beginning; see `PREFIX_CHARACTERS`.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
+    prefix: int
 
     @classmethod
     def from_file(cls, path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
@@ -60,16 +68,38 @@ class Tokenizer:
             raise errors.CheckpointError(f"{str(path)!r} is not a tokenizer file: {err}") from err
         backend.no_padding()
         backend.enable_truncation(max_length)
-        return cls(backend, pad_id)
+        return cls(backend, pad_id, PREFIX_CHARACTERS * max_length)
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise texts; each one alone, so that a text's ids never depend on its neighbours."""
-        cut = [text[:MAX_CHARACTERS] for text in texts]
-        encodings = self.backend.encode_batch_fast(cut)
+        encodings = self.backend.encode_batch_fast([self._beginning(text) for text in texts])
         return [
-            Tokens(encoding.ids, bool(encoding.overflowing) or len(text) > MAX_CHARACTERS)
+            Tokens(encoding.ids, truncated=bool(encoding.overflowing))
+            if len(text) <= self.prefix or _fills(encoding)
+            else self._encode_whole(text)
             for encoding, text in zip(encodings, texts, strict=True)
         ]
+
+    def estimate(self, texts: Sequence[str]) -> list[int]:
+        """About how many tokens each text has, by its length alone."""
+        longest = self.prefix // PREFIX_CHARACTERS
+        return [min(longest, len(text) // USUAL_CHARACTERS + 2) for text in texts]
+
+    def _beginning(self, text: str) -> str:
+        """The text, or as much of it as most likely fills the model; no word is cut in two."""
+        if len(text) <= self.prefix:
+            return text
+        head, _, _ = text[: self.prefix].rpartition(" ")
+        return head
+
+    def _encode_whole(self, text: str) -> Tokens:
+        encoding = self.backend.encode(text[:MAX_CHARACTERS])
+        return Tokens(encoding.ids, truncated=bool(encoding.overflowing) or len(text) > MAX_CHARACTERS)
+
+
+def _fills(encoding: tokenizers.Encoding) -> bool:
+    """Whether a beginning has more tokens than fit, and some to spare."""
+    return sum(len(rest.ids) for rest in encoding.overflowing) >= MARGIN_TOKENS
 
 
 def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Ints, Ints]:

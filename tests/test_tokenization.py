@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 
 from madewithml import errors, tokenization
@@ -33,6 +37,40 @@ def test_a_text_that_fits_is_whole_and_one_token_more_is_cut(tokenizer: tokeniza
 def test_a_texts_ids_do_not_depend_on_its_neighbours(tokenizer: tokenization.Tokenizer) -> None:
     alone = tokenizer.encode(["a short text"])[0]
     assert tokenizer.encode(["word " * 500, "a short text", ""])[1] == alone
+
+
+WORDS = st.sampled_from(
+    ["the", "word", "images", "é", "e\u0301", "\u0301", "日本語", "🚀", "a-b", "x" * 150, "\n", "\t", "", "1,000.5"]
+)
+
+
+@hypothesis.given(st.lists(WORDS, max_size=60), st.integers(1, 40), st.sampled_from([" ", "  ", "", "\n"]))
+def test_the_beginning_of_a_long_text_gives_what_all_of_it_gives(
+    tokenizer: tokenization.Tokenizer, words: list[str], times: int, between: str
+) -> None:
+    text = between.join(words * times)
+    whole = tokenizer.backend.encode(text)
+    tokens = tokenizer.encode([text])[0]
+    assert (tokens.ids, tokens.truncated) == (whole.ids, bool(whole.overflowing))
+
+
+def test_of_a_long_text_the_beginning_alone_is_tokenised(
+    tokenizer: tokenization.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Backend:
+        def encode_batch_fast(self, inputs: list[str]) -> list[tokenizers.Encoding]:
+            seen.extend(map(len, inputs))
+            return tokenizer.backend.encode_batch_fast(inputs)
+
+    spied = dataclasses.replace(tokenizer, backend=Backend())
+    assert spied.encode(["word " * 50_000])[0].truncated
+    assert seen[0] <= tokenizer.prefix
+
+
+def test_how_long_a_text_is_in_tokens_is_guessed_by_its_characters(tokenizer: tokenization.Tokenizer) -> None:
+    assert tokenizer.estimate(["", "word " * 8, "word " * 10_000]) == [2, 12, MAX_TOKENS]
 
 
 def test_ten_megabytes_cost_no_more_than_a_page(tokenizer: tokenization.Tokenizer) -> None:

@@ -162,8 +162,28 @@ class Batcher:
         """
         return not self._idle and time.monotonic() - self._moved > max(limit_s, STUCK_FACTOR * self._longest_s)
 
+    def admit(self, lengths: Sequence[int]) -> None:
+        """Let a call in or refuse it, before anything costly is done for it.
+
+        Once calls come in a flood, those are refused too that the flood brought before.
+
+        Args:
+            lengths: Tokens of each of its rows; an estimate will do.
+
+        Raises:
+            OverloadedError: The queue has no room, or the call would wait too long.
+        """
+        before = self._admission.flooded
+        try:
+            self._admission.check(
+                len(lengths), seconds=self._seconds(lengths), waiting=self.waiting, wait_s=self.wait_s
+            )
+        finally:
+            if self._admission.flooded and not before:
+                self._shed()
+
     async def submit(
-        self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None
+        self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None, admitted: bool = False
     ) -> list[Answer]:
         """Queue a call's rows and wait for their answers.
 
@@ -171,13 +191,15 @@ class Batcher:
             rows: The rows.
             timeout_s: Seconds they may take.
             departure: Awaited, where the call waits long, to learn that its client has gone.
+            admitted: Whether `admit` let the call in already.
 
         Raises:
-            OverloadedError: The queue has no room.
+            OverloadedError: See `admit`.
             DeadlineExceededError: The rows took longer than `timeout_s`.
             ClientGoneError: The client has gone.
         """
-        self._admit(rows)
+        if not admitted:
+            self.admit([len(row.ids) for row in rows])
         loop = asyncio.get_running_loop()
         tokens = sum(len(row.ids) for row in rows)
         step_s = PACE * self._token_seconds * max(1, tokens) / len(rows)
@@ -196,30 +218,16 @@ class Batcher:
             if call.missing:  # failed, cancelled or late
                 self._withdraw(call)
 
-    def _admit(self, rows: Sequence[Row]) -> None:
-        """Let a call in or refuse it; once calls come in a flood, refuse those too that the flood brought before."""
-        before = self._admission.flooded
-        try:
-            self._admission.check(
-                len(rows),
-                seconds=self._seconds(rows),
-                waiting=self.waiting,
-                wait_s=self.wait_s,
-            )
-        finally:
-            if self._admission.flooded and not before:
-                self._shed()
-
-    def _seconds(self, rows: Sequence[Row]) -> float:
+    def _seconds(self, lengths: Sequence[int]) -> float:
         """What the first rows of a call will take the engine; the rest of a long list takes its turn later."""
-        return self._token_seconds * sum(len(row.ids) for row in rows[: admission.CALL_ROWS])
+        return self._token_seconds * sum(lengths[: admission.CALL_ROWS])
 
     def _shed(self) -> None:
         """Refuse the calls of the last moment that would wait longer than a call may in a flood."""
         since = time.monotonic() - admission.WINDOW_S
         late_s = 0.0
         for call in sorted((call for call in self._calls if call.since > since), key=lambda call: call.since):
-            late_s += self._seconds([waiting.row for waiting in call.rows])
+            late_s += self._seconds([len(waiting.row.ids) for waiting in call.rows])
             if late_s > admission.FLOOD_WAIT_S:
                 msg = "many times more calls came than can be answered: try again later"
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))

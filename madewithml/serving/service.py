@@ -186,11 +186,12 @@ class Service:
         inputs = taken.predictor.texts(rows)
         if self.recent is not None:
             self.recent.offer(inputs)
+        taken.batcher.admit(taken.predictor.tokenizer.estimate(inputs))
         tokens = await self._tokenise(taken, inputs)
         chosen = policy or taken.predictor.policy
         orders = [model.Order(row.ids, row.truncated, chosen) for row in tokens]
         return await taken.batcher.submit(
-            orders, timeout_s=timeout_s or self.settings.request_timeout_s, departure=departure
+            orders, timeout_s=timeout_s or self.settings.request_timeout_s, departure=departure, admitted=True
         )
 
     def policy(
@@ -221,10 +222,10 @@ class Service:
             raise errors.InvalidRequestError(err.message) from err
 
     async def _tokenise(self, taken: model.LoadedModel, inputs: Sequence[str]) -> list[tokenization.Tokens]:
-        encode = taken.predictor.tokenizer.encode
-        if sum(map(len, inputs)) <= INLINE_CHARACTERS:
-            return encode(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._workers, encode, inputs)
+        tokenizer = taken.predictor.tokenizer
+        if sum(min(len(text), tokenizer.prefix) for text in inputs) <= INLINE_CHARACTERS:
+            return tokenizer.encode(inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, tokenizer.encode, inputs)
 
     def description(self) -> dict[str, Any]:
         """What `GET /model` says."""

@@ -1,6 +1,7 @@
 """What a request passes before its route: the size of its head, its body's pace, and pages of other origins."""
 
 import asyncio
+from typing import ClassVar
 
 import pytest
 
@@ -41,7 +42,7 @@ class TestSlowBodies:
 
 
 class TestBrowsers:
-    PREFLIGHT = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    PREFLIGHT: ClassVar = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
 
     def test_pages_of_other_origins_may_not_call_unless_told(self, window):
         response = window.post("/predict/", json=ROW, headers={"Origin": "https://app.example"})

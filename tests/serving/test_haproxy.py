@@ -55,9 +55,7 @@ def rewritten(configuration):
 
 
 def for_long_bodies(configuration):
-    return haproxy.for_long_bodies(
-        configuration, pages=Path("/f"), address="abns@long", largest_body_bytes=4_000_000
-    )
+    return haproxy.for_long_bodies(configuration, pages=Path("/f"), address="abns@long", largest_body_bytes=4_000_000)
 
 
 def section(text, name):
