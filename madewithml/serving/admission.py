@@ -48,10 +48,11 @@ class Admission:
         self._window = 0  # number of the present half window
         self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
         self._first: float | None = None  # when the first call came
+        self._usual = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
         self.flooded = False
 
-    def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float) -> None:
+    def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float, offered: float | None = None) -> None:
         """Let a call in, or not.
 
         Args:
@@ -59,6 +60,7 @@ class Admission:
             seconds: What it will take the engine; of `CALL_ROWS` rows at most.
             waiting: Rows in the queue.
             wait_s: Seconds of work in the queue that the call would wait for.
+            offered: Calls a second that came for this replica, those included that were refused on the way.
 
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
@@ -68,7 +70,9 @@ class Admission:
             self._first = now
         if wait_s <= FLOOD_WAIT_S:
             self._short = now
-        much = self._note(seconds) > FLOOD and now - self._first > START_S
+        self._usual += 0.05 * (seconds - self._usual)
+        comes = max(self._note(seconds), (offered or 0.0) * self._usual)
+        much = comes > FLOOD and now - self._first > START_S
         self.flooded = (much or now - self._short > STANDING_S) and waiting > FLOOD_ROWS
         if not waiting:
             return

@@ -162,13 +162,14 @@ class Batcher:
         """
         return not self._idle and time.monotonic() - self._moved > max(limit_s, STUCK_FACTOR * self._longest_s)
 
-    def admit(self, lengths: Sequence[int]) -> None:
+    def admit(self, lengths: Sequence[int], *, offered: float | None = None) -> None:
         """Let a call in or refuse it, before anything costly is done for it.
 
         Once calls come in a flood, those are refused too that the flood brought before.
 
         Args:
             lengths: Tokens of each of its rows; an estimate will do.
+            offered: See `Admission.check`.
 
         Raises:
             OverloadedError: The queue has no room, or the call would wait too long.
@@ -176,7 +177,11 @@ class Batcher:
         before = self._admission.flooded
         try:
             self._admission.check(
-                len(lengths), seconds=self._seconds(lengths), waiting=self.waiting, wait_s=self.wait_s
+                len(lengths),
+                seconds=self._seconds(lengths),
+                waiting=self.waiting,
+                wait_s=self.wait_s,
+                offered=offered,
             )
         finally:
             if self._admission.flooded and not before:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from madewithml import errors
-from madewithml.serving import access, identity
+from madewithml.serving import access, haproxy, identity
 
 if TYPE_CHECKING:
     from madewithml import config
@@ -54,8 +54,14 @@ async def answer(
         policy = None
         if max_risk is not None or threshold is not None:
             policy = kitchen.policy(taken.predictor.policy, max_risk=max_risk, threshold=threshold)
-        timeout_s = _timeout_s(request, kitchen)
-        results = await kitchen.answer(rows, taken=taken, policy=policy, timeout_s=timeout_s, departure=departure)
+        results = await kitchen.answer(
+            rows,
+            taken=taken,
+            policy=policy,
+            timeout_s=_timeout_s(request, kitchen),
+            departure=departure,
+            offered=_offered(request),
+        )
     if kitchen.shadow is not None:
         kitchen.shadow.offer(identity.request_id(request), rows, results)
     return taken, results
@@ -176,6 +182,14 @@ def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
         msg = f"{TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
         raise errors.InvalidRequestError(msg)
     return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
+
+
+def _offered(request: Request) -> float | None:
+    """Calls a second that came for this replica, as HAProxy counts them; None where it is no rush, or not in front."""
+    if request.app.state.adds_request_id:  # nobody is in front, so whoever said it is a client
+        return None
+    text = request.headers.get(haproxy.OFFERED_HEADER, "")
+    return float(text) if text.isascii() and text.isdecimal() else None
 
 
 def policy_parameters(request: Request) -> dict[str, float]:

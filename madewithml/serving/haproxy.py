@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -42,11 +43,21 @@ READING_TIMEOUT_S = 60
 # For a replica to say that it is well. By default it is the interval between two checks, which is as short as 0.25 s
 # where one failed: one that is busy would count as dead.
 CHECK_TIMEOUT_S = 4
+# To refuse a call costs a replica half a millisecond, an HAProxy a twentieth of that. Where so many calls a second come
+# for each replica, and the replicas refuse so many, HAProxy lets so many through and refuses the rest by itself. It
+# tells replicas how many came: they judge by that whether it is a flood, not by what is let through.
+RUSH = 400
+REFUSING = 100
+ENOUGH = 300
+OFFERED_HEADER = "X-Offered-Rate"
+REFUSALS = "refusals"  # table in which refusals are counted
 START_TIMEOUT_S = 10.0
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 # What HAProxy itself says, by the status that it would say it with: code and title of a problem, and its detail.
 UNAVAILABLE = 503
+OVERLOADED = (429, "Too Many Requests", "overloaded", "more calls come than can be answered: try again later")
+REFUSAL = "429.json"
 PROBLEMS = {
     400: (400, "Bad Request", "malformed_request", "the request is not HTTP, or its head is too large"),
     408: (408, "Request Timeout", "too_slow", "the request took too long to come: send all of it at once"),
@@ -73,14 +84,15 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str) -> str:
     rewritten = []
     for section in sections:
         if section.startswith(FRONTEND):
-            rewritten.append(_frontend(section))
+            rewritten.append(_frontend(section, _rush(_replicas(sections), pages)))
         elif section.startswith("defaults"):
             rewritten.append(_defaults(section, pages))
         else:
             rewritten.append(_on_loopback(section))
     # The other HAProxy has tried its best when it says no.
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
-    return "".join([*rewritten, backend])
+    table = f"backend {REFUSALS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s)\n"
+    return "".join([*rewritten, backend, table])
 
 
 def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_body_bytes: int) -> str:
@@ -117,14 +129,42 @@ def _without(section: str, *directives: str) -> str:
     return re.sub(rf"^\s+(?:{pattern})\b.*\n", "", section, flags=re.MULTILINE)
 
 
-def _frontend(frontend: str) -> str:
-    """The frontend: waits for short bodies and sends long ones their own way.
+def _replicas(sections: Sequence[str]) -> dict[str, int]:
+    """How many replicas each backend has."""
+    found = {}
+    for section in sections:
+        servers = re.findall(r"^\s+server\s.*\scheck\b(?!.*\sbackup\b)", section, flags=re.MULTILINE)
+        if section.startswith("backend") and servers:
+            found[section.split()[1]] = len(servers)
+    return found
+
+
+def _rush(replicas: Mapping[str, int], pages: Path) -> list[str]:
+    """Rules that refuse what replicas would have no time to refuse."""
+    total = max(1, sum(replicas.values()))
+    answer = f"content-type application/problem+json file {pages / REFUSAL} hdr Retry-After 1"
+    return [
+        f"http-request track-sc0 int(1) table {REFUSALS} if METH_POST",
+        f"http-response sc-inc-gpc0(0) if {{ status {OVERLOADED[0]} }}",
+        f"acl rush fe_req_rate gt {RUSH * total}",
+        f"acl refusing sc0_gpc0_rate gt {REFUSING * total}",
+        *(f"acl enough be_sess_rate({name}) gt {ENOUGH * number}" for name, number in replicas.items()),
+        f"acl enough be_conn({BACKEND.split()[1]}) gt {2 * LONG_AT_ONCE}",
+        f"http-request return status 429 {answer} if METH_POST rush refusing enough",
+        f"http-request del-header {OFFERED_HEADER}",
+        f"http-request set-header {OFFERED_HEADER} %[fe_req_rate,div({total})] if rush",
+    ]
+
+
+def _frontend(frontend: str, refusals: Sequence[str]) -> str:
+    """The frontend: refuses a rush, waits for short bodies and sends long ones their own way.
 
     It also tells replicas not to watch each client: the queue does, and only where a call waits long. Ray's own watch
     costs two tasks a request.
     """
     rules = (
         "http-request deny deny_status 503 if { var(proc.draining) -m bool }",  # set by `draining`
+        *refusals,
         f"timeout client {READING_TIMEOUT_S}s",
         f"timeout http-request {SENDING_TIMEOUT_S}s",
         f"acl long_body req.hdr_val(content-length) gt {SMALL_BODY_BYTES}",
@@ -159,18 +199,23 @@ def write_pages(folder: Path) -> None:
     """Write what HAProxy answers by itself: raw HTTP responses with problem documents."""
     for status in PROBLEMS:
         (folder / f"{status}.http").write_text(page(status), encoding="utf-8", newline="")
+    (folder / REFUSAL).write_text(_document(*OVERLOADED), encoding="utf-8")
 
 
 def page(status: int) -> str:
     """The raw HTTP response in place of HAProxy's own for a status."""
-    said, reason, code, detail = PROBLEMS[status]
-    document = {"type": f"urn:madewithml:problem:{code}", "title": reason, "status": said, "detail": detail}
-    body = json.dumps({**document, "request_id": "", "errors": []})
+    said, reason, *_ = PROBLEMS[status]
+    body = _document(*PROBLEMS[status])
     again = "Retry-After: 1\r\n" if said == UNAVAILABLE else ""
     return (
         f"HTTP/1.1 {said} {reason}\r\nContent-Type: application/problem+json\r\n{again}Cache-Control: no-cache\r\n"
         f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     )
+
+
+def _document(status: int, title: str, code: str, detail: str) -> str:
+    document = {"type": f"urn:madewithml:problem:{code}", "title": title, "status": status, "detail": detail}
+    return json.dumps({**document, "request_id": "", "errors": []})
 
 
 def main() -> None:

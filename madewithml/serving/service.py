@@ -164,6 +164,7 @@ class Service:
         policy: decision.DecisionPolicy | None = None,
         timeout_s: float | None = None,
         departure: batching.Departure | None = None,
+        offered: float | None = None,
     ) -> list[dict[str, Any]]:
         """One answer per row.
 
@@ -173,6 +174,7 @@ class Service:
             policy: Decides on these rows; None takes the model's own.
             timeout_s: Seconds they may take; None takes the configured ones.
             departure: Awaited to learn that the client has gone; its rows are then not computed.
+            offered: Calls a second that came for this replica; see `Admission.check`.
 
         Raises:
             NotReadyError: The service is starting or stopping.
@@ -182,11 +184,13 @@ class Service:
         """
         if taken is None:
             with self.take() as own:
-                return await self.answer(rows, taken=own, policy=policy, timeout_s=timeout_s, departure=departure)
+                return await self.answer(
+                    rows, taken=own, policy=policy, timeout_s=timeout_s, departure=departure, offered=offered
+                )
         inputs = taken.predictor.texts(rows)
         if self.recent is not None:
             self.recent.offer(inputs)
-        taken.batcher.admit(taken.predictor.tokenizer.estimate(inputs))
+        taken.batcher.admit(taken.predictor.tokenizer.estimate(inputs), offered=offered)
         tokens = await self._tokenise(taken, inputs)
         chosen = policy or taken.predictor.policy
         orders = [model.Order(row.ids, row.truncated, chosen) for row in tokens]

@@ -1,6 +1,5 @@
 """Keys, roles and rates as a client of the app meets them."""
 
-
 import pytest
 
 from madewithml import errors, keys

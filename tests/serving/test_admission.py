@@ -105,3 +105,14 @@ def test_what_waited_for_a_replica_is_no_flood_when_it_comes(clock):
     for waiting in range(400):
         started.check(1, seconds=0.01, waiting=waiting, wait_s=waiting * 0.01)
     assert not started.flooded
+
+
+def test_a_flood_that_was_refused_on_the_way_is_one_all_the_same(clock):
+    """Of 1000 calls a second 30 are let through: by these alone it would be no flood."""
+    behind = after_its_start(make(), clock)
+    for _ in range(60):
+        clock.now += 1 / 30
+        behind.check(1, seconds=0.01, waiting=20, wait_s=0.2, offered=1000)
+    with pytest.raises(errors.OverloadedError):
+        behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=1000)
+    behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=100)

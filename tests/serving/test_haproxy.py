@@ -103,6 +103,25 @@ class TestRewrite:
         assert f"timeout check {haproxy.CHECK_TIMEOUT_S}s" in section(rewritten(generated()), "defaults")
         assert f"timeout check {haproxy.CHECK_TIMEOUT_S}s" in section(for_long_bodies(generated()), "defaults")
 
+    def test_of_a_rush_no_more_is_let_through_than_replicas_can_refuse(self):
+        lines = section(rewritten(generated()), haproxy.FRONTEND)
+        assert f"acl rush fe_req_rate gt {haproxy.RUSH}" in lines
+        assert f"acl enough be_sess_rate(replicas) gt {haproxy.ENOUGH}" in lines
+        (refusal,) = [line for line in lines if "return status 429 " in line]
+        assert refusal.endswith("file /f/429.json hdr Retry-After 1 if METH_POST rush refusing enough")
+
+    def test_what_counts_as_a_rush_grows_with_the_replicas(self):
+        more = ["server two 127.0.0.1:2 check", "server spare 127.0.0.1:3 check backup", "server one 127.0.0.1:1 check"]
+        text = generated().replace("server one 127.0.0.1:1 check", "\n    ".join(more))
+        lines = section(rewritten(text), haproxy.FRONTEND)
+        assert f"acl rush fe_req_rate gt {2 * haproxy.RUSH}" in lines
+        assert f"acl enough be_sess_rate(replicas) gt {2 * haproxy.ENOUGH}" in lines
+
+    def test_no_client_says_how_many_come(self):
+        lines = section(rewritten(generated()), haproxy.FRONTEND)
+        removed = lines.index(f"http-request del-header {haproxy.OFFERED_HEADER}")
+        assert haproxy.OFFERED_HEADER in lines[removed + 1]
+
     def test_nothing_else_changes(self):
         before, after = generated().splitlines(), rewritten(generated()).splitlines()
         gone = [line.split()[0] for line in before if line not in after]
