@@ -32,6 +32,7 @@ class Settings(pydantic_settings.BaseSettings):
     Attributes:
         home: Folder of all state: MLflow database and artifacts, caches, logs.
         tracking_uri: MLflow tracking server; None means SQLite under `home`.
+        records_uri: Database of what callers tell afterwards, as SQLAlchemy has it; None means SQLite under `home`.
         encoder: Pretrained encoder to start training from: a folder or a Hugging Face id.
         datasets: Folder whose files `POST /evaluate/` may name.
         slices: Extra evaluation slices, name to regular expression.
@@ -75,6 +76,7 @@ class Settings(pydantic_settings.BaseSettings):
 
     home: Path = Path(".madewithml")
     tracking_uri: str | None = None
+    records_uri: str | None = None
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     datasets: Path = Path("datasets")
     slices: dict[str, str] = pydantic.Field(default_factory=dict)
@@ -126,6 +128,11 @@ class Settings(pydantic_settings.BaseSettings):
     def mlflow_uri(self) -> str:
         """The tracking URI in force: the setting, or what `load` found in `MLFLOW_TRACKING_URI`, or our own SQLite."""
         return self.tracking_uri or self.sqlite_uri
+
+    @property
+    def records(self) -> str:
+        """The database of records in force."""
+        return self.records_uri or f"sqlite:///{self.home.resolve() / 'records.db'}"
 
     @property
     def keys_path(self) -> Path:

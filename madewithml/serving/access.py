@@ -28,8 +28,9 @@ OPEN = frozenset(
         *("/docs", "/docs/oauth2-redirect", "/openapi.json"),
     }
 )
-ADMIN = frozenset({"/evaluate", "/shadow"})
+ADMIN = frozenset({("POST", "/evaluate"), ("GET", "/shadow"), ("GET", "/feedback")})
 LOOK_EVERY_S = 1.0
+ANONYMOUS = "anonymous"
 CALLER = "madewithml.caller"  # in a request's scope
 
 
@@ -64,7 +65,7 @@ class Access:
         self._looked = float("-inf")
         self._callers: dict[str, Caller] = {}
         self._keys: tuple[keys.Key, ...] = ()
-        self._anonymous = Caller("anonymous", "predict") if settings.allow_anonymous else None
+        self._anonymous = Caller(ANONYMOUS, "predict") if settings.allow_anonymous else None
         self._look()
         # Decided once: that the last key was revoked must not open the door.
         self.required = bool(self._keys) or not settings.is_on_loopback
@@ -84,7 +85,7 @@ class Access:
         if secret is None and path in OPEN:
             return
         caller = self._caller(secret)
-        if path in ADMIN and caller.role != "admin":
+        if (scope["method"], path) in ADMIN and caller.role != "admin":
             raise errors.ForbiddenError(f"{path} needs a key with the role admin; this one has {caller.role}")
         if caller.bucket is not None and path not in OPEN:
             wait_s = caller.bucket.take()
@@ -159,6 +160,12 @@ def _secret(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         if name == b"x-api-key":
             found = value.decode("latin-1").strip()
     return found
+
+
+def caller_name(scope: MutableMapping[str, Any]) -> str:
+    """Whose key a request came with; "anonymous" without one."""
+    caller: Caller | None = scope.get(CALLER)
+    return caller.name if caller is not None else ANONYMOUS
 
 
 def charge(scope: MutableMapping[str, Any], rows: int) -> None:

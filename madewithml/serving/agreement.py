@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 MAX_FLIPS = 100
+MAX_RECENT = 10_000  # pairs that wait for their true label
 
 
 class Pair(NamedTuple):
@@ -39,11 +40,13 @@ class Tally:
         self._rows: collections.Counter[str] = collections.Counter()
         self._agreed: collections.Counter[str] = collections.Counter()
         self._accepted = [0, 0]
+        self._recent: collections.deque[Pair] = collections.deque(maxlen=MAX_RECENT)
         self._flips: collections.deque[dict[str, Any]] = collections.deque(maxlen=MAX_FLIPS)
 
     def add(self, pairs: Sequence[Pair]) -> None:
         """Count rows."""
         with self._lock:
+            self._recent.extend(pairs)
             for pair in pairs:
                 self._rows[pair.own] += 1
                 self._accepted[0] += pair.own_accepted
@@ -53,6 +56,11 @@ class Tally:
                 else:
                     flip = {"request_id": pair.request_id, "row": pair.row, "label": pair.own, "shadow": pair.other}
                     self._flips.append(flip)
+
+    def recent(self) -> list[Pair]:
+        """The last pairs."""
+        with self._lock:
+            return list(self._recent)
 
     def report(self) -> dict[str, Any]:
         """Agreement in all and by the answering model's label, coverage of both, and the last flips, by id only."""
@@ -106,6 +114,29 @@ def mcnemar(truth: Sequence[str], first: Sequence[str], second: Sequence[str]) -
     discordant, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
     return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
+
+
+def judge(pairs: Sequence[Pair], truth: Mapping[tuple[str, int], str]) -> dict[str, Any] | None:
+    """Which of two models is better, on the rows whose true label is known; None where there are none.
+
+    Args:
+        pairs: What the two said.
+        truth: True labels by request and row.
+    """
+    known = [pair for pair in pairs if (pair.request_id, pair.row) in truth]
+    if not known:
+        return None
+    labels = [truth[pair.request_id, pair.row] for pair in known]
+    test = mcnemar(labels, [pair.own for pair in known], [pair.other for pair in known])
+    right = sum(pair.own == label for pair, label in zip(known, labels, strict=True))
+    return {
+        "num_rows": len(known),
+        "accuracy": right / len(known),
+        "shadow_accuracy": (right - test.only_first + test.only_second) / len(known),
+        "only_own_right": test.only_first,
+        "only_shadow_right": test.only_second,
+        "p_value": test.p_value,
+    }
 
 
 def pairs_of(request_id: str, answers: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[Pair]:

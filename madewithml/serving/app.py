@@ -14,13 +14,14 @@ from starlette.responses import Response
 
 import madewithml
 from madewithml import errors
-from madewithml.serving import entrance, exchange, identity, openapi, problems, protocols, replies
+from madewithml.serving import access, entrance, exchange, identity, openapi, problems, protocols, replies
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from madewithml.serving import service
 
+MAX_PAGE = 1000
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,6 +54,7 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharer
     problems.install(app)
     app.direct = _add_predict(app, kitchen)
     _add_evaluate(app, kitchen)
+    _add_feedback(app, kitchen)
     _add_facts(app, kitchen)
     _add_health(app, kitchen)
     protocols.add(app, kitchen)
@@ -126,6 +128,23 @@ def _add_evaluate(app: FastAPI, kitchen: service.Service) -> None:
     _post(app, "/evaluate", evaluate, summary=summary, documentation=openapi.evaluate())
 
 
+def _add_feedback(app: FastAPI, kitchen: service.Service) -> None:
+    async def feedback(request: Request) -> Response:
+        body = await exchange.read_json(request, kitchen.settings)
+        kept = await kitchen.keep_feedback(body, caller=access.caller_name(request.scope))
+        return replies.json(request, {"kept": kept, "request_id": identity.request_id(request)})
+
+    async def feedback_export(request: Request) -> Response:
+        after, limit = exchange.page_parameters(request, max_limit=MAX_PAGE)
+        entries = await kitchen.run_beside(kitchen.feedback.page, after, limit)
+        following = entries[-1]["number"] if len(entries) == limit else None
+        return replies.json(request, {"feedback": entries, "next": following})
+
+    summary = "Tell the true label of a row that was asked about"
+    _post(app, "/feedback", feedback, summary=summary, documentation=openapi.feedback(kitchen.predictor.classes))
+    _get(app, "/feedback/", feedback_export, summary="What callers told, in the order of its coming", pages=True)
+
+
 def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def index(request: Request) -> Response:
         return replies.json(request, {"message": "OK", "status-code": 200, "data": {}})
@@ -142,7 +161,7 @@ def _add_facts(app: FastAPI, kitchen: service.Service) -> None:
     async def shadow(request: Request) -> Response:
         if kitchen.shadow is None:
             raise errors.UnknownResourceError("there is no shadow model: start with --shadow models:/NAME@ALIAS")
-        return replies.json(request, kitchen.shadow.report())
+        return replies.json(request, await kitchen.run_beside(kitchen.shadow.report, kitchen.feedback.labels))
 
     _get(app, "/", index, summary="Whether it answers at all")
     _get(app, "/run_id/", run_id, summary="The run behind the answers")
@@ -173,9 +192,10 @@ def _post(app: FastAPI, path: str, endpoint: Any, *, summary: str, documentation
     app.post(path, include_in_schema=False, response_class=Response)(endpoint)
 
 
-def _get(app: FastAPI, path: str, endpoint: Any, *, summary: str) -> None:
+def _get(app: FastAPI, path: str, endpoint: Any, *, summary: str, pages: bool = False) -> None:
     name = endpoint.__name__
-    app.get(path, summary=summary, operation_id=name, response_class=Response, **openapi.plain())(endpoint)
+    documented = openapi.pages(max_limit=MAX_PAGE) if pages else openapi.plain()
+    app.get(path, summary=summary, operation_id=name, response_class=Response, **documented)(endpoint)
     other = path.rstrip("/") if path.endswith("/") else f"{path}/"
     if other:
         app.get(other, include_in_schema=False, response_class=Response)(endpoint)

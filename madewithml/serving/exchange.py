@@ -209,6 +209,28 @@ def policy_parameters(request: Request) -> dict[str, float]:
     return given
 
 
+def page_parameters(request: Request, *, max_limit: int) -> tuple[int, int]:
+    """What `?after=` and `?limit=` say: 0 and the most that there may be where they are not given.
+
+    Raises:
+        InvalidRequestError: Another parameter, one twice, or no such number.
+    """
+    given = {"after": 0, "limit": max_limit}
+    bounds = {"after": (0, 2**63 - 1), "limit": (1, max_limit)}
+    seen: set[str] = set()
+    for name, text in request.query_params.multi_items():
+        if name not in given or name in seen:
+            raise errors.InvalidRequestError(
+                f"query parameter {name[:100]!r} is unknown or repeated; known: after, limit"
+            )
+        seen.add(name)
+        low, high = bounds[name]
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
+            raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a whole number from {low} to {high}")
+        given[name] = int(text)
+    return given["after"], given["limit"]
+
+
 def _share(name: str, text: str) -> float:
     try:
         value = float(text)

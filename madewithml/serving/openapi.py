@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.routing import APIRoute
 
 from madewithml import errors
-from madewithml.serving import problems, schemas
+from madewithml.serving import identity, problems, schemas
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -148,6 +148,46 @@ def evaluate() -> dict[str, Any]:
         body=body, body_example={"dataset": "projects.csv"}, answer={"type": "object"}, answer_example={}
     )
     documented["responses"][404] = _problem("No such dataset")
+    return documented
+
+
+def feedback(classes: Sequence[str]) -> dict[str, Any]:
+    """Documentation of `POST /feedback/`."""
+    entry = {
+        "type": "object",
+        "title": "Feedback",
+        "required": ["request_id", "label"],
+        "properties": {
+            "request_id": {"type": "string", "pattern": f"^{identity.SANE.pattern}$"},
+            "row": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0},
+            "label": {"type": "string", "enum": list(classes)},
+        },
+        "additionalProperties": False,
+    }
+    answer = {
+        "type": "object",
+        "title": "FeedbackKept",
+        "required": ["kept", "request_id"],
+        "properties": {"kept": {"type": "integer"}, "request_id": {"type": "string"}},
+    }
+    return _documented(
+        body={"anyOf": [entry, {"type": "array", "items": entry, "minItems": 1}]},
+        body_example={"request_id": "5f2b9c0e", "row": 0, "label": classes[0]},
+        answer=answer,
+        answer_example={"kept": 1, "request_id": "77aa01d2"},
+    )
+
+
+def pages(*, max_limit: int) -> dict[str, Any]:
+    """Documentation of a route that gives a list page by page."""
+    documented = plain()
+    documented["openapi_extra"] = {
+        "parameters": [
+            {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0}},
+            {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": max_limit}},
+        ]
+    }
+    documented["responses"][422] = _problem("Invalid request")
     return documented
 
 

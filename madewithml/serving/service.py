@@ -12,18 +12,20 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import madewithml
 from madewithml import config, decision, errors, predict, tokenization
-from madewithml.serving import batching, model, sample, schemas
+from madewithml.serving import batching, feedback, model, sample, schemas
 
 if TYPE_CHECKING:
     from madewithml.serving import shadow
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
@@ -49,6 +51,7 @@ class Service:
         swaps: How often another model took over.
         refused: How many candidates were refused.
         shadow: A second model that sees a share of the traffic; None if there is none.
+        feedback: True labels that callers tell afterwards.
 
     Args:
         predictor: What answers.
@@ -70,6 +73,7 @@ class Service:
         self.swaps = 0
         self.refused = 0
         self.shadow: shadow.Shadow | None = None
+        self.feedback = feedback.Feedback(settings.records)
         self.helpers: list[Helper] = []
         self._leaving: list[model.LoadedModel] = []  # replaced, with calls that are not answered yet
         self._workers = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="side")
@@ -229,7 +233,7 @@ class Service:
         tokenizer = taken.predictor.tokenizer
         if sum(min(len(text), tokenizer.prefix) for text in inputs) <= INLINE_CHARACTERS:
             return tokenizer.encode(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._workers, tokenizer.encode, inputs)
+        return await self.run_beside(tokenizer.encode, inputs)
 
     def description(self) -> dict[str, Any]:
         """What `GET /model` says."""
@@ -272,7 +276,7 @@ class Service:
         if self._evaluating.locked():
             raise errors.OverloadedError("an evaluation is running: try again when it is done", retry_after_s=10)
         async with self._evaluating:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, self._evaluate, path)
+            return await self.run_beside(self._evaluate, path)
 
     def _dataset(self, name: str) -> Path:
         from madewithml import data  # late, as in `_evaluate`
@@ -302,6 +306,20 @@ class Service:
             )
         except errors.InputError as err:
             raise errors.InvalidRequestError(err.message.replace(str(path), path.name)) from err
+
+    async def run_beside(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call something that blocks in a thread beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def keep_feedback(self, body: bytes, *, caller: str) -> int:
+        """Keep true labels; gives how many.
+
+        Raises:
+            RequestError: See `feedback.parse` and `Feedback.put`.
+        """
+        given = feedback.parse(body, classes=self.predictor.classes, max_rows=self.settings.max_rows)
+        await self.run_beside(self.feedback.put, given, caller)
+        return len(given)
 
     async def stop(self) -> None:
         """Refuse new work, finish what was accepted."""

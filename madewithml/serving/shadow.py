@@ -14,7 +14,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from madewithml import predict
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, str | None]]
 Answers = Sequence[Mapping[str, Any]]
+TrueLabels = Callable[[Iterable[str]], Mapping[tuple[str, int], str]]
 Item = tuple[str, Rows, Answers]
 
 MAX_WAITING = 64
@@ -73,13 +74,19 @@ class Shadow:
         except queue.Full:
             self._dropped += 1
 
-    def report(self) -> dict[str, Any]:
-        """What `GET /shadow` says, of this replica since it started."""
+    def report(self, labels: TrueLabels | None = None) -> dict[str, Any]:
+        """What `GET /shadow` says, of this replica since it started.
+
+        Args:
+            labels: Gives the true labels of requests, as far as somebody told them; None where nobody can.
+        """
         seconds = sorted(self._seconds.copy())
+        pairs = self._tally.recent()
         return {
             "run_id": self._run_id,
             "share": self._share,
             **self._tally.report(),
+            "truth": agreement.judge(pairs, labels(pair.request_id for pair in pairs) if labels else {}),
             "dropped": self._dropped,
             "failed": self._failed,
             "shadow_seconds_per_row": {"p50": _quantile(seconds, 0.5), "p99": _quantile(seconds, 0.99)},

@@ -31,6 +31,25 @@ def test_a_tally_counts_in_all_by_class_and_by_what_was_let_through():
     assert report["flips"] == [{"request_id": "abc", "row": 1, "label": "a", "shadow": "b"}]
 
 
+def test_models_are_judged_on_the_rows_whose_true_label_was_told():
+    pairs = [
+        agreement.Pair("a", 0, own="x", other="y", own_accepted=True, other_accepted=True),
+        agreement.Pair("a", 1, own="x", other="y", own_accepted=True, other_accepted=True),
+        agreement.Pair("b", 0, own="x", other="x", own_accepted=True, other_accepted=True),
+        agreement.Pair("c", 0, own="x", other="y", own_accepted=True, other_accepted=True),
+    ]
+    judged = agreement.judge(pairs, {("a", 0): "y", ("a", 1): "x", ("b", 0): "x", ("elsewhere", 0): "x"})
+    assert judged == {
+        "num_rows": 3,
+        "accuracy": pytest.approx(2 / 3),
+        "shadow_accuracy": pytest.approx(2 / 3),
+        "only_own_right": 1,
+        "only_shadow_right": 1,
+        "p_value": 1.0,
+    }
+    assert agreement.judge(pairs, {}) is None
+
+
 def test_flips_are_bounded():
     tally = agreement.Tally()
     for row in range(agreement.MAX_FLIPS + 50):
