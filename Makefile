@@ -10,7 +10,9 @@ SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
 
-.PHONY: install serve test lint types bench chaos docs lock clean
+CLIENTS := .venv-clients
+
+.PHONY: install clients serve test lint types bench chaos docs lock clean
 
 install: $(VENV)/.installed  ## Virtual environment with the package, its tools and pinned versions
 
@@ -21,6 +23,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@$(BIN)/python -m pip install --quiet torch==2.13.0
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[encoder,openvino,dev]'
+	@touch $@
+
+clients: $(CLIENTS)/.installed  ## Environment with other servers' clients, for their tests
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	@echo "== installing other servers' clients into $(CLIENTS) (a minute the first time)"
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
 	@touch $@
 
 serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none yet), on PORT
@@ -39,7 +49,7 @@ serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none y
 	echo "== starting the service for run $$run_id"; \
 	exec $(BIN)/madewithml serve --run-id "$$run_id" --port $(PORT) $(SERVE_OPTIONS)
 
-test: install  ## Every test but the slow ones, with coverage
+test: install clients  ## Every test but the slow ones, with coverage
 	@echo "== tests (about ten minutes on two cores)"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/coverage run -m pytest -m "not slow"
@@ -71,4 +81,4 @@ lock:  ## Write constraints.txt from the present environment
 	@$(BIN)/python tools/constraints.py > constraints.txt
 
 clean:  ## Remove what the targets made, but not the runs
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*
+	@rm -rf $(VENV) $(CLIENTS) .mypy_cache .pytest_cache .ruff_cache .coverage*

@@ -48,7 +48,8 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharer
         redoc_url=None,
     )
     app.state.adds_request_id = adds_request_id
-    app.admit = entrance.Entrance(kitchen.settings, sharers=sharers).admit
+    gate = entrance.Entrance(kitchen.settings, sharers=sharers)
+    app.admit = gate.admit
     if kitchen.settings.cors_origins:
         app.front = entrance.for_browsers(app.enter, kitchen.settings.cors_origins)
     problems.install(app)
@@ -58,7 +59,7 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharer
     _add_facts(app, kitchen)
     _add_health(app, kitchen)
     protocols.add(app, kitchen)
-    openapi.keep_nulls(app)
+    openapi.finish(app, kitchen.schema, kitchen.predictor.classes, asks_for_keys=gate.asks_for_keys)
     return app
 
 
@@ -140,8 +141,9 @@ def _add_feedback(app: FastAPI, kitchen: service.Service) -> None:
         following = entries[-1]["number"] if len(entries) == limit else None
         return replies.json(request, {"feedback": entries, "next": following})
 
+    documentation = openapi.feedback(kitchen.predictor.classes, max_rows=kitchen.settings.max_rows)
     summary = "Tell the true label of a row that was asked about"
-    _post(app, "/feedback", feedback, summary=summary, documentation=openapi.feedback(kitchen.predictor.classes))
+    _post(app, "/feedback", feedback, summary=summary, documentation=documentation)
     _get(app, "/feedback/", feedback_export, summary="What callers told, in the order of its coming", pages=True)
 
 

@@ -30,6 +30,11 @@ class Entrance:
         self._max_header_bytes = settings.max_header_bytes
         self._access = access.Access(settings, sharers=sharers)
 
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether a key is needed for most routes."""
+        return self._access.required
+
     def admit(self, scope: Scope) -> None:
         """Let a request in.
 

@@ -8,9 +8,11 @@ Telling the same twice changes nothing, so a call may be sent again. No text is 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
@@ -163,6 +165,7 @@ class Feedback:
 
         with self._lock:
             if self._opened is None:
+                _make_folder(sqlalchemy.make_url(self._uri))
                 engine = sqlalchemy.create_engine(self._uri, pool_pre_ping=True)
                 table = sqlalchemy.Table(
                     "feedback",
@@ -178,3 +181,10 @@ class Feedback:
                 table.metadata.create_all(engine)
                 self._opened = engine, table
             return self._opened
+
+
+def _make_folder(url: sqlalchemy.URL) -> None:
+    """The folder of an SQLite file; where it cannot be made, opening the file says so."""
+    if url.get_backend_name() == "sqlite" and url.database:
+        with contextlib.suppress(OSError):
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)

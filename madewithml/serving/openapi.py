@@ -1,4 +1,7 @@
-"""What `/openapi.json` says of bodies and answers, with examples from the loaded checkpoint."""
+"""What `/openapi.json` says of bodies and answers, with examples from the loaded checkpoint.
+
+Every schema stands once, under `components`, so that generated clients have one class for it with a sane name.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,36 @@ from typing import TYPE_CHECKING, Any
 from fastapi.routing import APIRoute
 
 from madewithml import errors
-from madewithml.serving import identity, problems, schemas
+from madewithml.serving import access, identity, problems, schemas
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-PROBLEM: dict[str, Any] = {
+Schema = dict[str, Any]
+TEXT: Schema = {"type": "string"}
+SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+FAULT: Schema = {
     "type": "object",
-    "title": "Problem",
-    "required": ["type", "title", "status", "detail", "request_id", "errors"],
+    "required": ["location", "message"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "request_id": {"type": "string"},
-        "errors": {"type": "array", "items": {"type": "object"}},
+        "location": {"type": "array", "items": {"anyOf": [TEXT, {"type": "integer"}]}},
+        "message": TEXT,
     },
 }
-RESULT: dict[str, Any] = {
+PROBLEM: Schema = {
     "type": "object",
-    "title": "Answer",
+    "required": ["type", "title", "status", "detail", "request_id", "errors"],
+    "properties": {
+        "type": TEXT,
+        "title": TEXT,
+        "status": {"type": "integer"},
+        "detail": TEXT,
+        "request_id": TEXT,
+        "errors": {"type": "array", "items": {"$ref": "#/components/schemas/Fault"}},
+    },
+}
+RESULT: Schema = {
+    "type": "object",
     "required": [
         "prediction",
         "probabilities",
@@ -41,56 +53,100 @@ RESULT: dict[str, Any] = {
         "truncated",
     ],
     "properties": {
-        "prediction": {"type": "string", "description": "the label if accepted, else the abstain label"},
+        "prediction": {**TEXT, "description": "the label if accepted, else the abstain label"},
         "probabilities": {"type": "object", "additionalProperties": {"type": "number"}},
-        "label": {"type": "string", "description": "the most probable class"},
+        "label": {**TEXT, "description": "the most probable class"},
         "confidence": {"type": "number", "description": "its probability"},
-        "decision": {"type": "string", "enum": ["accepted", "abstained"]},
-        "reason": {"type": ["string", "null"]},
-        "threshold": {"type": ["number", "null"], "description": "null: no answer of this label is let through"},
-        "source": {"type": "string", "enum": ["certificate", "operator", "default", "caller"]},
+        "decision": {**TEXT, "enum": ["accepted", "abstained"]},
+        "reason": {"anyOf": [TEXT, {"type": "null"}]},
+        "threshold": {
+            "anyOf": [{"type": "number"}, {"type": "null"}],
+            "description": "null: no answer of this label is let through",
+        },
+        "source": {**TEXT, "enum": ["certificate", "operator", "default", "caller"]},
         "truncated": {"type": "boolean", "description": "whether the text was cut to fit the model"},
-        "candidates": {"type": "array", "items": {"type": "string"}},
+        "candidates": {"type": "array", "items": TEXT},
     },
 }
-INFERENCE: dict[str, Any] = {
+ANSWERS: Schema = {
     "type": "object",
-    "title": "Inference",
+    "required": ["results", "run_id", "request_id"],
+    "properties": {
+        "results": {"type": "array", "items": {"$ref": "#/components/schemas/Answer"}},
+        "run_id": TEXT,
+        "request_id": TEXT,
+    },
+}
+DATASET: Schema = {
+    "type": "object",
+    "required": ["dataset"],
+    "properties": {"dataset": TEXT},
+    "additionalProperties": False,
+}
+KEPT: Schema = {
+    "type": "object",
+    "required": ["kept", "request_id"],
+    "properties": {"kept": {"type": "integer"}, "request_id": TEXT},
+}
+TENSOR: Schema = {
+    "type": "object",
+    "required": ["name", "datatype", "shape", "data"],
+    "properties": {
+        "name": {**TEXT, "description": "a text field, or `text` alone"},
+        "datatype": {**TEXT, "enum": ["BYTES"]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2},
+        "data": {"type": "array", "items": TEXT},
+    },
+}
+INFERENCE: Schema = {
+    "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string"},
-        "parameters": {"type": "object"},
-        "inputs": {
+        "id": TEXT,
+        "parameters": {"type": "object", "properties": {"max_risk": SHARE, "threshold": SHARE}},
+        "inputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}, "minItems": 1},
+        "outputs": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "datatype", "shape", "data"],
-                "properties": {
-                    "name": {"type": "string", "description": "a text field, or `text` alone"},
-                    "datatype": {"type": "string", "enum": ["BYTES"]},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-                    "data": {"type": "array"},
-                },
-            },
+            "items": {"type": "object", "required": ["name"], "properties": {"name": TEXT}},
         },
-        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
     },
 }
 INFERENCE_EXAMPLE = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Intro to CNNs"]}]}
-INVOCATION: dict[str, Any] = {
+INFERENCE_ERROR: Schema = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
+RECORDS: Schema = {"type": "array", "items": {"type": "object"}}
+INVOCATION: Schema = {
     "type": "object",
-    "title": "Invocation",
     "properties": {
-        "dataframe_split": {"type": "object"},
-        "dataframe_records": {"type": "array", "items": {"type": "object"}},
-        "instances": {"type": ["array", "object"]},
-        "inputs": {"type": ["array", "object"]},
-        "params": {"type": "object"},
+        "dataframe_split": {
+            "type": "object",
+            "required": ["columns", "data"],
+            "properties": {
+                "columns": {"type": "array", "items": TEXT},
+                "data": {"type": "array", "items": {"type": "array", "items": {}}},
+            },
+        },
+        "dataframe_records": RECORDS,
+        "instances": {"anyOf": [RECORDS, {"type": "object"}]},
+        "inputs": {"anyOf": [RECORDS, {"type": "object"}]},
+        "params": {"type": "object", "properties": {"max_risk": SHARE, "threshold": SHARE}},
     },
 }
 INVOCATION_EXAMPLE = {"dataframe_records": [schemas.EXAMPLE_TEXTS]}
-POST_ERRORS = (
+DOCUMENT: Schema = {"type": "object", "additionalProperties": True}
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+# What may become of any request: an app that asks for no keys gives the first two to nobody.
+COMING_IN = (
+    errors.UnauthorizedError,
+    errors.ForbiddenError,
+    errors.RateLimitedError,
+    errors.HeadTooLargeError,
+)
+POSTING = (
     errors.MalformedBodyError,
+    errors.TooSlowError,
     errors.BodyTooLargeError,
     errors.UnsupportedMediaError,
     errors.InvalidRequestError,
@@ -98,6 +154,7 @@ POST_ERRORS = (
     errors.NotReadyError,
     errors.DeadlineExceededError,
 )
+POST_ERRORS = (*COMING_IN, *POSTING)
 
 
 def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: str) -> dict[str, Any]:
@@ -114,68 +171,42 @@ def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: st
         "source": "default",
         "truncated": False,
     }
-    answers = {
-        "type": "object",
-        "title": "Answers",
-        "required": ["results", "run_id", "request_id"],
-        "properties": {
-            "results": {"type": "array", "items": RESULT},
-            "run_id": {"type": "string"},
-            "request_id": {"type": "string"},
-        },
-    }
-    example = {"results": [answer], "run_id": run_id, "request_id": "5f2b9c0e"}
     documented = _documented(
-        body=schema.json_schema(), body_example=schema.example(), answer=answers, answer_example=example
+        body=_one_or_many("Row", most=schema.max_rows),
+        body_example=schema.example(),
+        answer="Answers",
+        answer_example={"results": [answer], "run_id": run_id, "request_id": "5f2b9c0e"},
     )
-    share = {"type": "number", "minimum": 0, "maximum": 1}
     documented["openapi_extra"]["parameters"] = [
-        {"name": "max_risk", "in": "query", "schema": share, "description": "decide at this certified level"},
-        {"name": "threshold", "in": "query", "schema": share, "description": "where the operator allows it"},
+        {"name": "max_risk", "in": "query", "schema": SHARE, "description": "decide at this certified level"},
+        {"name": "threshold", "in": "query", "schema": SHARE, "description": "where the operator allows it"},
     ]
     return documented
 
 
 def evaluate() -> dict[str, Any]:
     """Documentation of `POST /evaluate/`."""
-    body = {
-        "type": "object",
-        "required": ["dataset"],
-        "properties": {"dataset": {"type": "string"}},
-        "additionalProperties": False,
-    }
     documented = _documented(
-        body=body, body_example={"dataset": "projects.csv"}, answer={"type": "object"}, answer_example={}
+        body=_ref("DatasetName"), body_example={"dataset": "projects.csv"}, answer="Document", answer_example={}
     )
     documented["responses"][404] = _problem("No such dataset")
     return documented
 
 
-def feedback(classes: Sequence[str]) -> dict[str, Any]:
+def feedback(classes: Sequence[str], *, max_rows: int) -> dict[str, Any]:
     """Documentation of `POST /feedback/`."""
-    entry = {
-        "type": "object",
-        "title": "Feedback",
-        "required": ["request_id", "label"],
-        "properties": {
-            "request_id": {"type": "string", "pattern": f"^{identity.SANE.pattern}$"},
-            "row": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0},
-            "label": {"type": "string", "enum": list(classes)},
-        },
-        "additionalProperties": False,
-    }
-    answer = {
-        "type": "object",
-        "title": "FeedbackKept",
-        "required": ["kept", "request_id"],
-        "properties": {"kept": {"type": "integer"}, "request_id": {"type": "string"}},
-    }
     return _documented(
-        body={"anyOf": [entry, {"type": "array", "items": entry, "minItems": 1}]},
+        body=_one_or_many("Feedback", most=max_rows),
         body_example={"request_id": "5f2b9c0e", "row": 0, "label": classes[0]},
-        answer=answer,
+        answer="FeedbackKept",
         answer_example={"kept": 1, "request_id": "77aa01d2"},
     )
+
+
+def plain() -> dict[str, Any]:
+    """Documentation of a route without a body."""
+    known = (*COMING_IN, errors.UnknownResourceError, errors.NotReadyError)
+    return {"responses": {200: _json(_ref("Document")), **{err.status: _problem(err.title) for err in known}}}
 
 
 def pages(*, max_limit: int) -> dict[str, Any]:
@@ -194,57 +225,100 @@ def pages(*, max_limit: int) -> dict[str, Any]:
 def of_protocol(path: str, method: str) -> dict[str, Any]:
     """Documentation of a route of another protocol: what is its own is said where that protocol is specified."""
     names = [name for name in ("name", "version") if f"{{{name}}}" in path]
-    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    answer = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    parameters = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
     faults = (errors.UnknownResourceError, errors.NotReadyError) if names else (errors.NotReadyError,)
-    known = faults if method == "GET" else (*faults, *POST_ERRORS)
+    known = (*COMING_IN, *faults) if method == "GET" else (*faults, *POST_ERRORS)
+    answer: dict[str, Any] = (
+        {"content": {"text/plain": {"schema": TEXT}}}
+        if path == "/version"
+        else _json({} if path in ("/ping", "/health") else _ref("Document"))
+    )
     documented: dict[str, Any] = {
         "openapi_extra": {"parameters": parameters},
         "responses": {200: answer, **{err.status: _error(err.title, path) for err in known}},
     }
     if method == "POST":
-        body, example = (INFERENCE, INFERENCE_EXAMPLE) if names else (INVOCATION, INVOCATION_EXAMPLE)
-        content = {"application/json": {"schema": body, "example": example}}
+        body, example = ("Inference", INFERENCE_EXAMPLE) if names else ("Invocation", INVOCATION_EXAMPLE)
+        content: dict[str, Any] = {"application/json": {"schema": _ref(body), "example": example}}
+        if not names:
+            content["text/csv"] = {"schema": TEXT}
         documented["openapi_extra"]["requestBody"] = {"required": True, "content": content}
     return documented
 
 
-def _error(title: str, path: str) -> dict[str, Any]:
-    if not path.startswith("/v2"):
-        return _problem(title)
-    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    return {"description": title, "content": {"application/json": {"schema": schema}}}
+def finish(app: FastAPI, schema: schemas.RequestSchema, classes: Sequence[str], *, asks_for_keys: bool) -> None:
+    """Complete the document: the schemas, the examples as they are, and which routes ask for a key.
 
-
-def plain() -> dict[str, Any]:
-    """Documentation of a route without a body."""
-    return {
-        "responses": {
-            200: {"content": {"application/json": {"schema": {"type": "object"}}}},
-            503: _problem("Not ready"),
-        }
-    }
-
-
-def keep_nulls(app: FastAPI) -> None:
-    """Put the examples back into the finished document: FastAPI drops nulls, also from within them."""
-    paths = app.openapi()["paths"]  # made once; later calls give the same object
+    Args:
+        app: With all its routes.
+        schema: Of the rows.
+        classes: The model's.
+        asks_for_keys: Whether there are keys.
+    """
+    document = app.openapi()  # made once; later calls give the same object
+    document["components"] = {"schemas": _components(schema, classes)}
+    if asks_for_keys:
+        document["components"]["securitySchemes"] = SECURITY
     for route in app.routes:
         if not isinstance(route, APIRoute) or not route.include_in_schema:
             continue
-        method = next(iter(route.methods or ()))
-        documented = paths[route.path][method.lower()]["responses"]
-        for status, response in route.responses.items():
-            for media_type, content in response.get("content", {}).items():
-                if "example" in content:
-                    documented[str(status)]["content"][media_type]["example"] = content["example"]
+        operation = document["paths"][route.path][next(iter(route.methods or ())).lower()]
+        _put_examples_back(route, operation)
+        if asks_for_keys and (route.path.rstrip("/") or "/") not in access.OPEN:
+            operation["security"] = [{name: []} for name in SECURITY]
 
 
-def _documented(
-    *, body: dict[str, Any], body_example: dict[str, Any], answer: dict[str, Any], answer_example: dict[str, Any]
-) -> dict[str, Any]:
+def _put_examples_back(route: APIRoute, operation: dict[str, Any]) -> None:
+    """FastAPI drops nulls, also from within examples."""
+    for status, response in route.responses.items():
+        for media_type, content in response.get("content", {}).items():
+            if "example" in content:
+                operation["responses"][str(status)]["content"][media_type]["example"] = content["example"]
+
+
+def _components(schema: schemas.RequestSchema, classes: Sequence[str]) -> dict[str, Schema]:
+    entry = {
+        "type": "object",
+        "required": ["request_id", "label"],
+        "properties": {
+            "request_id": {**TEXT, "pattern": f"^{identity.SANE.pattern}$"},
+            "row": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1, "default": 0},
+            "label": {**TEXT, "enum": list(classes)},
+        },
+        "additionalProperties": False,
+    }
+    return {
+        "Row": schema.row_schema(),
+        "Answer": RESULT,
+        "Answers": ANSWERS,
+        "DatasetName": DATASET,
+        "Document": DOCUMENT,
+        "Fault": FAULT,
+        "Feedback": entry,
+        "FeedbackKept": KEPT,
+        "Inference": INFERENCE,
+        "InferenceError": INFERENCE_ERROR,
+        "Invocation": INVOCATION,
+        "Problem": PROBLEM,
+        "Tensor": TENSOR,
+    }
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _one_or_many(name: str, *, most: int) -> Schema:
+    return {"anyOf": [_ref(name), {"type": "array", "items": _ref(name), "minItems": 1, "maxItems": most}]}
+
+
+def _json(schema: Schema) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _documented(*, body: Schema, body_example: Any, answer: str, answer_example: Any) -> dict[str, Any]:
     responses: dict[int, Any] = {
-        200: {"content": {"application/json": {"schema": answer, "example": answer_example}}},
+        200: {"content": {"application/json": {"schema": _ref(answer), "example": answer_example}}},
         **{err.status: _problem(err.title) for err in POST_ERRORS},
     }
     content = {"application/json": {"schema": body, "example": body_example}}
@@ -252,4 +326,10 @@ def _documented(
 
 
 def _problem(title: str) -> dict[str, Any]:
-    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": PROBLEM}}}
+    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": _ref("Problem")}}}
+
+
+def _error(title: str, path: str) -> dict[str, Any]:
+    if not path.startswith(problems.INFERENCE_PROTOCOL):
+        return _problem(title)
+    return {"description": title, **_json(_ref("InferenceError"))}

@@ -6,6 +6,7 @@ compiled JSON validator; a good row costs about a microsecond.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
@@ -27,11 +28,13 @@ class RequestSchema:
     Args:
         text_fields: The checkpoint's text fields.
         max_rows: Rows allowed in one call.
+        max_text_characters: Characters allowed in one text; None for as many as fit into a body.
     """
 
-    def __init__(self, text_fields: Sequence[str], *, max_rows: int) -> None:
+    def __init__(self, text_fields: Sequence[str], *, max_rows: int, max_text_characters: int | None = None) -> None:
         self.text_fields = list(text_fields)
         self.max_rows = max_rows
+        self._max_text_characters = max_text_characters or sys.maxsize
         row_type = cast("Any", TypedDict)("Row", dict.fromkeys(text_fields, str | None), total=False)
         row_type.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
         self._one: pydantic.TypeAdapter[Row] = pydantic.TypeAdapter(row_type)
@@ -62,7 +65,8 @@ class RequestSchema:
             in_list: Whether they came as a list, so that a fault's location begins with a row's number.
 
         Raises:
-            InvalidRequestError: There is none, one has no text, or one has a NUL character; one entry per fault.
+            InvalidRequestError: There is none, or one has no text, a NUL character or too long a text; an entry for
+                each fault.
         """
         if not rows:
             raise errors.InvalidRequestError("the list is empty: send at least one row")
@@ -76,20 +80,26 @@ class RequestSchema:
         if not any(text.strip() for text in texts):
             message = f"row {index} has no text: fill at least one of {', '.join(self.text_fields)}"
             return [{"location": where, "message": message}]
+        limit = self._max_text_characters
         return [
-            {"location": [*where, name], "message": f"row {index}: {name} contains a NUL character"}
+            {"location": [*where, name], "message": f"row {index}: {name} {fault}"}
             for name, text in row.items()
-            if text and "\x00" in text
+            if text and (fault := _text_fault(text, limit))
         ]
 
     def example(self) -> dict[str, str]:
         """A row that works when pasted."""
         return {name: EXAMPLE_TEXTS.get(name, "A text to classify.") for name in self.text_fields}
 
-    def json_schema(self) -> dict[str, Any]:
-        """JSON schema of the body: one row or a list of them."""
-        row = {**self._one.json_schema(), "title": "Row"}
-        return {"oneOf": [row, {"type": "array", "items": row, "minItems": 1, "maxItems": self.max_rows}]}
+    def row_schema(self) -> dict[str, Any]:
+        """JSON schema of a row."""
+        return {**self._one.json_schema(), "title": "Row"}
+
+
+def _text_fault(text: str, max_characters: int) -> str | None:
+    if "\x00" in text:
+        return "contains a NUL character"
+    return f"has {len(text)} characters, at most {max_characters} are allowed" if len(text) > max_characters else None
 
 
 def _as_problem(

@@ -30,6 +30,11 @@ Result = TypeVar("Result")
 # Below this many characters tokenising on the event loop (0.05 ms a row) is cheaper than a hop to a thread.
 INLINE_CHARACTERS = 20_000
 WATCH_EVERY_S = 0.25
+# Settings that bound what a caller may send, and for how long; `GET /model` shows them.
+LIMITS = (
+    *("max_rows", "max_body_bytes", "max_text_characters", "max_headers", "max_header_bytes", "body_timeout_s"),
+    *("max_queue_rows", "max_queue_s", "max_batch_size", "request_timeout_s", "max_request_timeout_s"),
+)
 HUNG = 70  # exit status of a process whose engine hangs; sysexits.h has it as "internal software error"
 
 
@@ -66,7 +71,11 @@ class Service:
         self.settings = settings
         self.current = model.LoadedModel(predictor, run_id=run_id, settings=settings, version=version)
         # Of every model to come: one with other text fields may not take over.
-        self.schema = schemas.RequestSchema(predictor.checkpoint.metadata.text_fields, max_rows=settings.max_rows)
+        self.schema = schemas.RequestSchema(
+            predictor.checkpoint.metadata.text_fields,
+            max_rows=settings.max_rows,
+            max_text_characters=settings.max_text_characters,
+        )
         self.ready = False
         self.recent: sample.RecentTexts | None = None
         self.candidate: dict[str, Any] | None = None
@@ -250,14 +259,7 @@ class Service:
             "abstain_label": current.predictor.policy.abstain_label,
             "encoder": metadata.encoder,
             "engine": {"name": engine.name, "precision": engine.precision},
-            "limits": {
-                "max_rows": settings.max_rows,
-                "max_body_bytes": settings.max_body_bytes,
-                "max_queue_rows": settings.max_queue_rows,
-                "max_batch_size": settings.max_batch_size,
-                "request_timeout_s": settings.request_timeout_s,
-                "max_request_timeout_s": settings.max_request_timeout_s,
-            },
+            "limits": {name: getattr(settings, name) for name in LIMITS},
             "hashes": {**metadata.files, "data": metadata.data_sha256},
             "libraries": metadata.libraries,
             "changes": {"swaps": self.swaps, "refused": self.refused},

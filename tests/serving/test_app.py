@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 
 import hypothesis
 import jsonschema
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import madewithml
+from madewithml import keys
 from madewithml.serving import batching, openapi
 
 from .conftest import ROW, ConstantEngine, FailingEngine, Window, until
@@ -21,7 +23,7 @@ ANSWER_KEYS = ["prediction", "probabilities", "label", "confidence", "decision",
 def assert_problem(answer, status, code, *, detail=None, locations=()):
     """Check that an answer is a whole problem document, and what it says."""
     document = answer.json()
-    jsonschema.validate(document, openapi.PROBLEM)
+    jsonschema.validate(document, {**openapi.PROBLEM, "components": {"schemas": {"Fault": openapi.FAULT}}})
     assert status == answer.status_code
     assert status == document["status"]
     assert answer.headers["content-type"] == "application/problem+json"
@@ -719,9 +721,16 @@ class TestEvaluate:
 
 
 def resolved(document, path, method):
-    """An operation, and its 200 answer's content."""
+    """An operation, and its 200 answer's content; its schema can be used by itself."""
     operation = document["paths"][path][method]
-    return operation, operation["responses"]["200"]["content"]["application/json"]
+    content = operation["responses"]["200"]["content"]["application/json"]
+    return operation, {**content, "schema": {**content["schema"], "components": document["components"]}}
+
+
+def body_of(document, operation):
+    """An operation's JSON body; its schema can be used by itself."""
+    body = operation["requestBody"]["content"]["application/json"]
+    return {**body, "schema": {**body["schema"], "components": document["components"]}}
 
 
 class TestOpenApi:
@@ -732,14 +741,14 @@ class TestOpenApi:
 
     def test_each_route_is_documented_once(self, document):
         assert [path for path in document["paths"] if not path.startswith("/v2")] == [
-            *("/predict/", "/evaluate/", "/", "/run_id/", "/model", "/policy", "/shadow"),
+            *("/predict/", "/evaluate/", "/feedback/", "/", "/run_id/", "/model", "/policy", "/shadow"),
             *("/health/live", "/health/ready", "/invocations", "/ping", "/health", "/version"),
         ]
 
     @pytest.mark.parametrize("path", ["/predict/", "/evaluate/"])
     def test_the_example_of_a_body_fits_its_schema_and_works_when_posted(self, window, document, path):
         operation, described = resolved(document, path, "post")
-        body = operation["requestBody"]["content"]["application/json"]
+        body = body_of(document, operation)
         jsonschema.validate(body["example"], body["schema"])
 
         answer = window.post(path, json=body["example"])
@@ -766,16 +775,30 @@ class TestOpenApi:
     @pytest.mark.parametrize(("body", "fits"), [([ROW] * 1000, True), ([ROW] * 1001, False), ([], False), (5, False)])
     def test_the_schema_of_a_body_has_its_limits(self, document, body, fits):
         operation, _ = resolved(document, "/predict/", "post")
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        schema = body_of(document, operation)["schema"]
 
         assert fits is jsonschema.Draft202012Validator(schema).is_valid(body)
 
     def test_every_problem_of_a_post_is_documented(self, document):
         operation, _ = resolved(document, "/predict/", "post")
 
-        assert sorted(operation["responses"]) == ["200", "400", "413", "415", "422", "429", "503", "504"]
+        assert sorted(operation["responses"]) == [
+            *("200", "400", "401", "403", "408", "413", "415", "422", "429", "431", "503", "504")
+        ]
         problem = operation["responses"]["422"]["content"]["application/problem+json"]["schema"]
-        assert problem == openapi.PROBLEM
+        assert problem == {"$ref": "#/components/schemas/Problem"}
+        assert document["components"]["schemas"]["Problem"] == openapi.PROBLEM
+
+    def test_every_schema_that_is_named_is_there(self, document):
+        named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+        assert named == set(document["components"]["schemas"])
+
+    def test_with_keys_it_says_where_they_are_needed(self, make_window, document):
+        _, key = keys.create("a")
+        guarded = make_window(keys=(key,)).get("/openapi.json").json()
+        assert guarded["paths"]["/predict/"]["post"]["security"] == [{"bearer": []}, {"api_key": []}]
+        assert "security" not in guarded["paths"]["/health/ready"]["get"]
+        assert "securitySchemes" not in document["components"]
 
 
 class TestLifespan:

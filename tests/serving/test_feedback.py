@@ -123,7 +123,8 @@ def test_processes_write_side_by_side(tmp_path, label):
 
 
 def test_without_its_database_the_rest_goes_on(make_window, tmp_path, label):
-    window = make_window(records_uri=f"sqlite:///{tmp_path / 'nowhere' / 'records.db'}")
+    (tmp_path / "file").touch()
+    window = make_window(records_uri=f"sqlite:///{tmp_path / 'file' / 'records.db'}")
     response = window.post("/feedback/", json={"request_id": "r", "label": label})
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert str(tmp_path) not in response.text
