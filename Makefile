@@ -12,7 +12,7 @@ SAMPLE := madewithml/sample/projects.csv
 
 CLIENTS := .venv-clients
 
-.PHONY: install clients serve test lint types bench chaos docs lock clean
+.PHONY: install clients demo serve test lint types bench chaos docs lock clean
 
 install: $(VENV)/.installed  ## Virtual environment with the package, its tools and pinned versions
 
@@ -33,19 +33,19 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	@$(CLIENTS)/bin/python -m pip install --quiet -r tests/clients/requirements.txt
 	@touch $@
 
-serve: install  ## Serve RUN_ID, or the demo run (trained now if there is none yet), on PORT
+demo: install  ## The demo run: trained now if there is none yet
+	@$(BIN)/madewithml best-run --experiment-name demo >/dev/null 2>&1 || { \
+	  echo "== no demo run yet: training one on $(SAMPLE) (about two minutes)"; \
+	  run_id=$$($(BIN)/madewithml train --dataset-loc $(SAMPLE) --experiment-name demo | tail -n 1); \
+	  test -n "$$run_id" || exit 1; \
+	  echo "== certifying its threshold on its own calibration rows"; \
+	  $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || test $$? -eq 3 || exit 1; \
+	  echo "== for speed, some time: $(BIN)/madewithml optimize --run-id $$run_id (a minute)"; \
+	}
+
+serve: $(if $(RUN_ID),install,demo)  ## Serve RUN_ID, or the demo run, on PORT
 	@run_id="$(RUN_ID)"; \
-	if [ -z "$$run_id" ]; then \
-	  run_id=$$($(BIN)/madewithml best-run --experiment-name demo 2>/dev/null) || { \
-	    echo "== no demo run yet: training one on $(SAMPLE) (about two minutes)"; \
-	    run_id=$$($(BIN)/madewithml train --dataset-loc $(SAMPLE) --experiment-name demo | tail -n 1); \
-	    test -n "$$run_id" || exit 1; \
-	    echo "== certifying its threshold on its own calibration rows"; \
-	    $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || test $$? -eq 3 || exit 1; \
-	    echo "== for speed, some time: $(BIN)/madewithml optimize --run-id $$run_id (a minute)"; \
-	  }; \
-	fi; \
-	test -n "$$run_id" || exit 1; \
+	test -n "$$run_id" || run_id=$$($(BIN)/madewithml best-run --experiment-name demo) || exit 1; \
 	echo "== starting the service for run $$run_id"; \
 	exec $(BIN)/madewithml serve --run-id "$$run_id" --port $(PORT) $(SERVE_OPTIONS)
 
@@ -71,8 +71,9 @@ bench: install  ## Measurements; results under benchmarks/results. CHECKPOINT=DI
 	  && $(BIN)/python benchmarks/overhead.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE) \
 	  && $(BIN)/python benchmarks/serving.py --checkpoint "$(CHECKPOINT)" --dataset-loc $(SAMPLE); }
 
-chaos: install  ## The slow tests: faults under load
+chaos: $(if $(CHECKPOINT),install,demo)  ## Faults under load, half an hour; results under benchmarks/results. CHECKPOINT=DIR, else the demo run
 	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python benchmarks/chaos.py --dataset-loc $(SAMPLE) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)",--run-id $$($(BIN)/madewithml best-run --experiment-name demo))
 
 docs: install  ## Check that what the documentation shows is so
 	@$(BIN)/python -m pytest -q tests/test_documentation.py

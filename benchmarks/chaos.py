@@ -1,6 +1,7 @@
 """Nothing dropped: a running service goes through every fault that an operator meets, under load that checks answers.
 
     python benchmarks/chaos.py --checkpoint DIR --dataset-loc projects.csv [--only replica_killed,overloaded]
+    python benchmarks/chaos.py --run-id ID --dataset-loc projects.csv
 
 The load comes from another process at 70 % of what two replicas can answer, and every answer's probabilities are
 compared with those of the run that it names. `faults.py` has the faults, `candidates.py` the models, `scene.py` what
@@ -30,6 +31,8 @@ import psutil
 import tables
 from scene import Scene, Service
 
+from madewithml import predict
+
 ROWS = 64
 LONG_BODIES = 3
 LONG_TEXT = "deep layers " * 5000  # beyond HAProxy's ordinary buffers
@@ -42,7 +45,8 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch, _disk(Path(scratch)) as home:
         print("making models", flush=True)
-        models = candidates.make(arguments.checkpoint, str(arguments.dataset_loc), home=home, optimised=True)
+        checkpoint = arguments.checkpoint or predict.get_best_checkpoint(arguments.run_id)
+        models = candidates.make(checkpoint, str(arguments.dataset_loc), home=home, optimised=True)
         models.promote(models.good[0])
         scene = make_scene(models, arguments.dataset_loc, folder=Path(scratch), short=arguments.short)
         found = dict(_run(scene, arguments.only))
@@ -60,7 +64,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     names = _names()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--checkpoint", type=Path)
+    which.add_argument("--run-id")
     parser.add_argument("--dataset-loc", type=Path, required=True, help="CSV with title, description and tag")
     parser.add_argument("--only", type=lambda text: text.split(","), default=names, help=", ".join(names))
     parser.add_argument("--short", action="store_true", help="seconds of each, without the bars on time")

@@ -86,17 +86,19 @@ class DecisionPolicy:
         """The same policy with one global threshold from another source."""
         return dataclasses.replace(self, threshold=threshold, source=source, class_thresholds={}, min_margin=0.0)
 
+    @property
+    def certified_levels(self) -> dict[float, float]:
+        """Threshold of each level of risk that is certified."""
+        levels = (self.certificates or {}).get("levels", ())
+        return {level["max_risk"]: level["threshold"] for level in levels if level["status"] == "certified"}
+
     def at_risk(self, max_risk: float) -> DecisionPolicy:
         """The same policy at the certified threshold of one level of its ladder.
 
         Raises:
             InputError: That level is not certified; lists those that are.
         """
-        certified = {
-            level["max_risk"]: level["threshold"]
-            for level in (self.certificates or {}).get("levels", ())
-            if level["status"] == "certified"
-        }
+        certified = self.certified_levels
         if max_risk not in certified:
             there_are = ", ".join(f"{level:g}" for level in certified) or "none"
             msg = f"max_risk {max_risk:g} is not certified for this model; certified levels: {there_are}"

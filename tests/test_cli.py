@@ -16,10 +16,13 @@ import pandas as pd
 import pytest
 import typer.main
 
-from madewithml import __version__, checkpoint, cli, host, predict, runs, serve
+from madewithml import __version__, checkpoint, cli, host, keys, predict, runs, serve
 from tests.conftest import EXPERIMENT, LABELS
 
-COMMANDS = sorted(typer.main.get_command(cli.app).commands)
+GROUP = typer.main.get_command(cli.app).commands
+COMMANDS = sorted(
+    f"{name} {part}".strip() for name, command in GROUP.items() for part in getattr(command, "commands", [""])
+)
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 ROW = {"title": "Intro to CNNs", "description": "Processing images with layers."}
 
@@ -89,10 +92,69 @@ def address(settings) -> tuple[str, ...]:
     return "--home", str(settings.home), "--port", str(serve.free_port())
 
 
+class TestKeys:
+    @pytest.fixture
+    def home(self, tmp_path):
+        return "--home", str(tmp_path)
+
+    def test_a_key_is_printed_once_and_kept_as_its_hash(self, home, tmp_path):
+        made = call("keys", "create", "team-a", "--role", "admin", "--rows-per-second", "5", *home)
+
+        (secret,) = made.out.splitlines()
+        assert made.status == 0
+        assert f"key 'team-a' (admin) is in {tmp_path}/keys.json" in made.err
+        (key,) = keys.read(tmp_path / "keys.json")
+        assert keys.find([key], secret) == key
+        assert (key.role, key.rows_per_second) == ("admin", 5.0)
+        assert secret not in call("keys", "list", *home).out
+
+    def test_they_are_listed_and_revoked(self, home, tmp_path):
+        call("keys", "create", "team-a", *home)
+        call("keys", "create", "team-b", "--rows-per-second", "2.5", *home)
+
+        listed = call("keys", "list", *home).out
+        assert re.search(r"team-a .* predict .* any", listed)
+        assert re.search(r"team-b .* predict .* 2.5", listed)
+        assert call("keys", "revoke", "team-a", *home).status == 0
+        assert [key.name for key in keys.read(tmp_path / "keys.json")] == ["team-b"]
+
+    def test_an_entry_for_the_variable_is_kept_nowhere(self, home, tmp_path):
+        made = call("keys", "create", "job", "--entry-only", *home)
+
+        key = keys.Key(**json.loads(made.err.removeprefix("entry: ")))
+        assert keys.find([key], made.out.strip()) == key
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_cannot_be_done_is_wrong_usage(self, home):
+        call("keys", "create", "a", *home)
+
+        assert call("keys", "create", "a", *home).status == 2
+        assert call("keys", "create", "with space", *home).status == 2
+        assert call("keys", "revoke", "b", *home).status == 2
+        assert "it has: a" in call("keys", "revoke", "b", *home).err
+
+
+class TestOnTheNetwork:
+    def test_without_keys_it_does_not_start(self, trained, home):
+        refused = call("serve", "--run-id", trained.run_id, "--home", str(home), "--host", "0.0.0.0", "--local")
+
+        assert refused.status == 2
+        assert "there are no keys" in refused.err
+        assert "madewithml keys create NAME" in refused.err
+        assert "--allow-anonymous" in refused.err
+
+    def test_a_file_of_keys_that_is_not_there_is_named(self, trained, home, tmp_path):
+        path = tmp_path / "none.json"
+        refused = call("serve", "--run-id", trained.run_id, "--home", str(home), "--keys-file", str(path), "--local")
+
+        assert refused.status == 2
+        assert f"cannot read the keys in {path}" in refused.err
+
+
 class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command_explains_itself_and_its_flags(self, command):
-        outcome = call(command, "--help")
+        outcome = call(*command.split(), "--help")
 
         assert (outcome.status, outcome.err) == (0, "")
         assert re.match(rf"Usage: .* {command} \[OPTIONS\]", outcome.out)
@@ -108,7 +170,7 @@ class TestHelp:
         outcome = start("-m", "madewithml", "--help", cwd=tmp_path)
 
         assert (outcome.status, outcome.err) == (0, "")
-        assert all(re.search(rf"^  {command}\s", outcome.out, re.MULTILINE) for command in COMMANDS)
+        assert all(re.search(rf"^  {command}\s", outcome.out, re.MULTILINE) for command in GROUP)
 
     def test_without_a_command_the_help_is_shown_as_wrong_usage(self):
         outcome = call()

@@ -59,7 +59,13 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharer
     _add_facts(app, kitchen)
     _add_health(app, kitchen)
     protocols.add(app, kitchen)
-    openapi.finish(app, kitchen.schema, kitchen.predictor.classes, asks_for_keys=gate.asks_for_keys)
+    openapi.finish(
+        app,
+        kitchen.schema,
+        kitchen.predictor.classes,
+        parameters=_policy_parameters(kitchen),
+        asks_for_keys=gate.asks_for_keys,
+    )
     return app
 
 
@@ -106,6 +112,11 @@ class DirectApp(FastAPI):
             return problems.of_unexpected(request, err)
 
 
+def _policy_parameters(kitchen: service.Service) -> dict[str, Any]:
+    levels = list(kitchen.predictor.policy.certified_levels)
+    return openapi.policy_parameters(levels, own_thresholds=kitchen.settings.allow_caller_threshold)
+
+
 def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
     async def predict(request: Request) -> Response:
         body = await exchange.read_json(request, kitchen.settings)
@@ -115,7 +126,12 @@ def _add_predict(app: FastAPI, kitchen: service.Service) -> dict[str, Endpoint]:
         document = {"results": results, "run_id": taken.run_id, "request_id": request_id}
         return replies.json(request, document)
 
-    documentation = openapi.predict(kitchen.schema, kitchen.predictor.classes, run_id=kitchen.run_id)
+    documentation = openapi.predict(
+        kitchen.schema,
+        kitchen.predictor.classes,
+        run_id=kitchen.run_id,
+        parameters=_policy_parameters(kitchen),
+    )
     _post(app, "/predict", predict, summary="Classify one row or a list of rows", documentation=documentation)
     return {"/predict/": predict, "/predict": predict}
 

@@ -27,6 +27,11 @@ LOOKED_UP_AT_ONCE = 500
 RETRY_AFTER_S = 5.0
 
 
+def _whole(value: Any) -> Any:
+    """2.0 is 2: JSON knows one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Given(pydantic.BaseModel):
     """A true label.
 
@@ -39,7 +44,7 @@ class Given(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
     request_id: Annotated[str, pydantic.StringConstraints(pattern=f"^{identity.SANE.pattern}$")]
-    row: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    row: Annotated[int, pydantic.Field(ge=0, lt=2**31), pydantic.BeforeValidator(_whole)] = 0
     label: str
 
 

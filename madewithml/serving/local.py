@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from madewithml.serving import service
 
 PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
+CONNECTION: Any = "madewithml.serving.connection:Connection"  # a class to import, as uvicorn takes the app too
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed as it is used again
 STARTUP_FAILURE = 3  # uvicorn's word for "do not start this process again"
 
 
@@ -105,10 +107,12 @@ def run(plan: replica.Plan, settings: config.Settings, *, workers: int, announce
         host=settings.host,
         port=settings.port,
         workers=workers,
+        http=CONNECTION,
         access_log=False,
         log_level="warning",
         server_header=False,
         proxy_headers=False,  # nothing here asks where a call came from
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.drain_timeout_s)),
         timeout_worker_healthcheck=30,  # importing torch on a busy machine holds a process up for longer than 5 s
     )

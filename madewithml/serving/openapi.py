@@ -5,13 +5,14 @@ Every schema stands once, under `components`, so that generated clients have one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
 
 from madewithml import errors
-from madewithml.serving import access, identity, problems, schemas
+from madewithml.serving import access, identity, problems, schemas, scoring_protocol
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -98,40 +99,10 @@ TENSOR: Schema = {
         "data": {"type": "array", "items": TEXT},
     },
 }
-INFERENCE: Schema = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": TEXT,
-        "parameters": {"type": "object", "properties": {"max_risk": SHARE, "threshold": SHARE}},
-        "inputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}, "minItems": 1},
-        "outputs": {
-            "type": "array",
-            "items": {"type": "object", "required": ["name"], "properties": {"name": TEXT}},
-        },
-    },
-}
 INFERENCE_EXAMPLE = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Intro to CNNs"]}]}
 INFERENCE_ERROR: Schema = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
-RECORDS: Schema = {"type": "array", "items": {"type": "object"}}
-INVOCATION: Schema = {
-    "type": "object",
-    "properties": {
-        "dataframe_split": {
-            "type": "object",
-            "required": ["columns", "data"],
-            "properties": {
-                "columns": {"type": "array", "items": TEXT},
-                "data": {"type": "array", "items": {"type": "array", "items": {}}},
-            },
-        },
-        "dataframe_records": RECORDS,
-        "instances": {"anyOf": [RECORDS, {"type": "object"}]},
-        "inputs": {"anyOf": [RECORDS, {"type": "object"}]},
-        "params": {"type": "object", "properties": {"max_risk": SHARE, "threshold": SHARE}},
-    },
-}
 INVOCATION_EXAMPLE = {"dataframe_records": [schemas.EXAMPLE_TEXTS]}
+NEVER: Schema = {"not": {}}
 DOCUMENT: Schema = {"type": "object", "additionalProperties": True}
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -157,8 +128,35 @@ POSTING = (
 POST_ERRORS = (*COMING_IN, *POSTING)
 
 
-def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: str) -> dict[str, Any]:
-    """Documentation of `POST /predict/`."""
+def policy_parameters(levels: Sequence[float], *, own_thresholds: bool) -> dict[str, Schema]:
+    """What a caller may say of how sure to be.
+
+    Args:
+        levels: Those that the model is certified at.
+        own_thresholds: Whether callers may choose a threshold.
+    """
+    found: dict[str, Schema] = {}
+    if levels:
+        # Twice negated: generators of clients know no enumeration of numbers, and fail where they see one.
+        one_of_them = {"not": {"not": {"enum": list(levels)}}}
+        text = f"a certified level: {', '.join(f'{level:g}' for level in levels)}"
+        found["max_risk"] = {"type": "number", **one_of_them, "description": text}
+    if own_thresholds:
+        found["threshold"] = SHARE
+    return found
+
+
+def predict(
+    schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: str, parameters: Mapping[str, Schema]
+) -> dict[str, Any]:
+    """Documentation of `POST /predict/`.
+
+    Args:
+        schema: Of the rows.
+        classes: The model's.
+        run_id: The model's.
+        parameters: See `policy_parameters`.
+    """
     rest = 0.02 / max(1, len(classes) - 1)
     answer = {
         "prediction": classes[0],
@@ -178,8 +176,7 @@ def predict(schema: schemas.RequestSchema, classes: Sequence[str], *, run_id: st
         answer_example={"results": [answer], "run_id": run_id, "request_id": "5f2b9c0e"},
     )
     documented["openapi_extra"]["parameters"] = [
-        {"name": "max_risk", "in": "query", "schema": SHARE, "description": "decide at this certified level"},
-        {"name": "threshold", "in": "query", "schema": SHARE, "description": "where the operator allows it"},
+        {"name": name, "in": "query", "schema": each} for name, each in parameters.items()
     ]
     return documented
 
@@ -239,24 +236,30 @@ def of_protocol(path: str, method: str) -> dict[str, Any]:
     }
     if method == "POST":
         body, example = ("Inference", INFERENCE_EXAMPLE) if names else ("Invocation", INVOCATION_EXAMPLE)
-        content: dict[str, Any] = {"application/json": {"schema": _ref(body), "example": example}}
-        if not names:
-            content["text/csv"] = {"schema": TEXT}
+        content = {"application/json": {"schema": _ref(body), "example": example}}
         documented["openapi_extra"]["requestBody"] = {"required": True, "content": content}
     return documented
 
 
-def finish(app: FastAPI, schema: schemas.RequestSchema, classes: Sequence[str], *, asks_for_keys: bool) -> None:
+def finish(
+    app: FastAPI,
+    schema: schemas.RequestSchema,
+    classes: Sequence[str],
+    *,
+    parameters: Mapping[str, Schema],
+    asks_for_keys: bool,
+) -> None:
     """Complete the document: the schemas, the examples as they are, and which routes ask for a key.
 
     Args:
         app: With all its routes.
         schema: Of the rows.
         classes: The model's.
+        parameters: See `policy_parameters`.
         asks_for_keys: Whether there are keys.
     """
     document = app.openapi()  # made once; later calls give the same object
-    document["components"] = {"schemas": _components(schema, classes)}
+    document["components"] = {"schemas": _components(schema, classes, parameters)}
     if asks_for_keys:
         document["components"]["securitySchemes"] = SECURITY
     for route in app.routes:
@@ -276,7 +279,9 @@ def _put_examples_back(route: APIRoute, operation: dict[str, Any]) -> None:
                 operation["responses"][str(status)]["content"][media_type]["example"] = content["example"]
 
 
-def _components(schema: schemas.RequestSchema, classes: Sequence[str]) -> dict[str, Schema]:
+def _components(
+    schema: schemas.RequestSchema, classes: Sequence[str], parameters: Mapping[str, Schema]
+) -> dict[str, Schema]:
     entry = {
         "type": "object",
         "required": ["request_id", "label"],
@@ -296,11 +301,48 @@ def _components(schema: schemas.RequestSchema, classes: Sequence[str]) -> dict[s
         "Fault": FAULT,
         "Feedback": entry,
         "FeedbackKept": KEPT,
-        "Inference": INFERENCE,
+        "Inference": _inference(parameters),
         "InferenceError": INFERENCE_ERROR,
-        "Invocation": INVOCATION,
+        "Invocation": _invocation(schema.text_fields, parameters),
         "Problem": PROBLEM,
         "Tensor": TENSOR,
+    }
+
+
+def _inference(parameters: Mapping[str, Schema]) -> Schema:
+    output = {"type": "object", "required": ["name"], "properties": {"name": TEXT}}
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": TEXT,
+            "parameters": {"type": "object", "properties": dict(parameters)},
+            "inputs": {"type": "array", "items": _ref("Tensor"), "minItems": 1},
+            "outputs": {"type": "array", "items": output},
+        },
+    }
+
+
+def _invocation(text_fields: Sequence[str], parameters: Mapping[str, Schema]) -> Schema:
+    """One of the forms with a record for each row; a record has a text field at least, and may have more columns.
+
+    MLflow's documentation has the others, `dataframe_split` and columns, which no schema can describe exactly.
+    """
+    value = {"anyOf": [TEXT, {"type": "number"}, {"type": "null"}]}
+    record = {
+        "type": "object",
+        "properties": dict.fromkeys(text_fields, value),
+        "not": {"properties": dict.fromkeys(text_fields, NEVER)},
+    }
+    records = {"type": "array", "items": record, "minItems": 1}
+    nullable = {name: {"anyOf": [each, {"type": "null"}]} for name, each in parameters.items()}
+    params = {"type": "object", "properties": nullable, "additionalProperties": False}
+    forms = scoring_protocol.FORMS
+    none, two = {"properties": dict.fromkeys(forms[1:], NEVER)}, itertools.combinations(forms, 2)
+    return {
+        "type": "object",
+        "properties": {**dict.fromkeys(forms[1:], records), "params": {"anyOf": [params, {"type": "null"}]}},
+        "not": {"anyOf": [none, *({"required": list(pair)} for pair in two)]},
     }
 
 

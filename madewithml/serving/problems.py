@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from madewithml import errors
 from madewithml.serving import identity, replies
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+METHOD_NOT_ALLOWED = 405
 MEDIA_TYPE = "application/problem+json"
 INFERENCE_PROTOCOL = "/v2"
 BY_STATUS = {
@@ -59,7 +61,20 @@ def of_error(request: Request, err: errors.MadeWithMLError) -> Response:
 async def _on_http(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)  # registered for this class
     code, title, detail = BY_STATUS.get(err.status_code, ("bad_request", "Bad request", str(err.detail)))
-    return problem(request, err.status_code, code, title, detail, headers=dict(err.headers or {}))
+    headers = dict(err.headers or {})
+    if err.status_code == METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return problem(request, err.status_code, code, title, detail, headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be done at a path; the router names the methods of its first route alone."""
+    return {
+        method
+        for route in request.app.routes
+        if isinstance(route, Route) and route.path_regex.match(request.scope["path"])
+        for method in route.methods or ()
+    }
 
 
 async def _on_unexpected(request: Request, err: Exception) -> Response:

@@ -105,7 +105,7 @@ def _add_scoring(app: FastAPI, kitchen: service.Service) -> None:
     async def ping(request: Request) -> Response:
         if not kitchen.ready:
             raise errors.NotReadyError("the service is starting or stopping", retry_after_s=1)
-        return Response(b"\n", headers=replies.headers(request), media_type="application/json")
+        return replies.json(request, {})
 
     async def version(request: Request) -> Response:
         return Response(madewithml.__version__, headers=replies.headers(request), media_type="text/plain")

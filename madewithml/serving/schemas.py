@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from madewithml import errors
 
 Row = dict[str, str | None]
+NO_NUL = r"^[^\u0000]*$"
 MAX_ERRORS = 20  # told to the caller
 MAX_FAULTS = 10_000  # looked at: each costs microseconds of the event loop
 EXAMPLE_TEXTS = {"title": "Intro to CNNs", "description": "Processing images with layers."}
@@ -92,8 +93,15 @@ class RequestSchema:
         return {name: EXAMPLE_TEXTS.get(name, "A text to classify.") for name in self.text_fields}
 
     def row_schema(self) -> dict[str, Any]:
-        """JSON schema of a row."""
-        return {**self._one.json_schema(), "title": "Row"}
+        """JSON schema of a row: what it accepts is what `parse` accepts."""
+        text = {"anyOf": [{"type": "string", "pattern": NO_NUL}, {"type": "null"}]}
+        blank = {"anyOf": [{"type": "string", "pattern": r"^\s*$"}, {"type": "null"}]}
+        return {
+            "type": "object",
+            "properties": dict.fromkeys(self.text_fields, text),
+            "additionalProperties": False,
+            "not": {"properties": dict.fromkeys(self.text_fields, blank)},
+        }
 
 
 def _text_fault(text: str, max_characters: int) -> str | None:

@@ -69,7 +69,7 @@ def parse(body: bytes, *, media_type: str, text_fields: Sequence[str], max_rows:
     if len(given) != 1:
         raise errors.InvalidRequestError(f"expected an object with one of {', '.join(FORMS)}")
     records = _of_split(document[given[0]]) if given[0] == FORMS[0] else _of_records(document[given[0]], given[0])
-    parameters = document.get("params") or {}
+    parameters = {} if document.get("params") is None else document["params"]
     if not isinstance(parameters, dict):
         raise errors.InvalidRequestError("params: expected an object")
     if unknown := sorted(set(parameters) - set(PARAMETERS)):

@@ -93,6 +93,18 @@ class TestInTheirOwnEnvironment:
         assert found["inferred"] == ["prediction", "label", "decision", "confidence", "probabilities"]
 
 
+@needs_environment
+def test_schemathesis_finds_nothing_wrong(service, tmp_path):
+    """Every check, on every operation of the document: what is valid is accepted, what is not is refused as told."""
+    command = [
+        *(ENVIRONMENT / "schemathesis", "run", f"{service.url}/openapi.json", "--checks", "all"),
+        *("--max-examples", "20", "--seed", "1", "--request-timeout", "30", "--generation-database", "none"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout
+
+
 class TestMlflow:
     def test_its_own_scoring_client_gives_what_the_flavour_gives(self, service, trained, expected):
         scoring = scoring_client.ScoringServerClient("127.0.0.1", service.port)
