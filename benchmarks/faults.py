@@ -176,7 +176,8 @@ def overloaded(scene: Scene, service: Service) -> Finding:
     ended = time.time()
     after_mb = service.server.memory().total_mb
     with scene.load(service.predict_url) as load:
-        until(lambda: time.time() > ended + 12, what="twelve seconds")
+        enough = 7 if scene.short else 12
+        until(lambda: time.time() > ended + enough, what="some seconds more")
     late = [answer for answer in load.answers if answer.sent_s > ended + 5]
     back = Load()
     back.answers = late
@@ -309,12 +310,12 @@ def _full_disk(home: Path) -> Iterator[bool]:
 def steady(scene: Scene, service: Service) -> Finding:
     """Ten minutes of load, and nothing else."""
     finding = Finding("memory slope within noise, no descriptor growth")
-    seconds = 10.0 if scene.short else STEADY_S
+    seconds = 6.0 if scene.short else STEADY_S
     samples: list[tuple[float, float, int]] = []
     with scene.load(service.predict_url) as load:
         started = time.monotonic()
         while time.monotonic() - started < seconds:
-            due = started + len(samples) * (1.0 if scene.short else SAMPLE_EVERY_S)
+            due = started + len(samples) * (0.5 if scene.short else SAMPLE_EVERY_S)
             until(lambda: time.monotonic() >= due, what="the next sample")  # noqa: B023
             processes = [process for process in service.replicas() if process.is_running()]
             memory = sum(process.memory_full_info().pss / 2**20 for process in processes)

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 
 import madewithml
 from madewithml import client, decision, errors
+from madewithml.client import call, clients, prediction, retries
+from madewithml.client import problems as told
 from madewithml.serving import openapi, problems
 
 URL = "http://service.test"
@@ -57,15 +59,16 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "time", clock)
-    monkeypatch.setattr(client, "asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": clock.asleep}))
+    for module in (call, clients, retries):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(clients, "asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": clock.asleep}))
     return clock
 
 
 @pytest.fixture
 def full_jitter(monkeypatch):
     """The longest wait that the jitter may draw."""
-    monkeypatch.setattr(client, "random", types.SimpleNamespace(uniform=lambda low, high: high))
+    monkeypatch.setattr(retries, "random", types.SimpleNamespace(uniform=lambda low, high: high))
 
 
 class Blocking:
@@ -316,18 +319,18 @@ def test_ready_tells_that_the_key_is_refused(connect):
 
 def test_keys_that_are_new_are_passed_over():
     document = {**answer([ROW], novel=1), "novel": 2}
-    assert client.read_predictions(document, rows=1) == client.read_predictions(answer([ROW]), rows=1)
+    assert prediction.read_predictions(document, rows=1) == prediction.read_predictions(answer([ROW]), rows=1)
 
 
 def test_an_abstained_answer_has_its_candidates():
     changes = {"prediction": "other", "decision": "abstained", "reason": "not_certified", "threshold": None}
-    (read,) = client.read_predictions(answer([ROW], **changes, candidates=["a", "b"]), rows=1)
+    (read,) = prediction.read_predictions(answer([ROW], **changes, candidates=["a", "b"]), rows=1)
     assert (read.prediction, read.decision, read.reason) == ("other", "abstained", "not_certified")
     assert (read.threshold, read.candidates) == (None, ("a", "b"))
 
 
 def test_a_prediction_cannot_be_changed():
-    (read,) = client.read_predictions(answer([ROW]), rows=1)
+    (read,) = prediction.read_predictions(answer([ROW]), rows=1)
     with pytest.raises(AttributeError, match="label"):
         read.label = "other"
 
@@ -344,7 +347,7 @@ def test_a_prediction_cannot_be_changed():
 )
 def test_an_answer_of_another_shape_is_told(document, told):
     with pytest.raises(client.AnswerError, match=f"^the answer is not one of this service: .*{told}"):
-        client.read_predictions(document, rows=1)
+        prediction.read_predictions(document, rows=1)
 
 
 @BOTH
@@ -385,7 +388,7 @@ def test_a_prediction_has_every_key_of_the_documented_answer():
 def test_the_answers_of_a_decision_are_read_as_they_stand(threshold):
     policy = decision.DecisionPolicy(class_thresholds={"a": threshold}, source="certificate", candidate_quantile=0.9)
     (written,) = policy.answers(policy.decide(np.array([[2.0, 0.0]]), ["a", "b"]), ["a", "b"])
-    (read,) = client.read_predictions(
+    (read,) = prediction.read_predictions(
         {"results": [{**written, "truncated": False}], "run_id": "run", "request_id": "r"}, rows=1
     )
     expected = {"candidates": None, **written, "truncated": False, "run_id": "run", "request_id": "r", "row": 0}
@@ -460,13 +463,13 @@ def test_504_is_a_deadline_and_not_tried_again(connect, clock):
 
 @pytest.mark.parametrize("content", [b"<h1>Bad gateway</h1>", b'["Bad gateway"]', b"\xff"])
 def test_what_a_proxy_says_is_quoted(content):
-    read = client.read_problem(502, {"x-request-id": "p-1"}, content)
+    read = told.read_problem(502, {"x-request-id": "p-1"}, content)
     assert (read.title, read.request_id, read.errors) == ("Bad Gateway", "p-1", ())
     assert read.detail == content.decode(errors="replace")
 
 
 def test_a_problem_without_detail_or_with_a_number_nobody_knows_is_still_readable():
-    assert str(client.read_problem(599, {}, b"")) == "599 Unknown status"
+    assert str(told.read_problem(599, {}, b"")) == "599 Unknown status"
 
 
 def test_errors_survive_a_process_boundary():
@@ -504,7 +507,7 @@ def test_waits_double_up_to_a_bound(connect, clock, full_jitter):
 
 def test_jitter_is_full():
     """Anything from nothing to the bound: callers who failed together do not come back together."""
-    waits = [client.wait_s(2, asked_s=None) for _ in range(1000)]
+    waits = [retries.wait_s(2, asked_s=None) for _ in range(1000)]
     assert min(waits) < 0.1
     assert 0.9 < max(waits) <= 1.0
 
@@ -540,7 +543,7 @@ def test_the_service_may_ask_by_date(connect, clock, full_jitter):
 )
 def test_retry_after_is_seconds_or_a_date_or_nothing(clock, text, expected):
     clock.now = 6_300.0  # 1,700,006,300 in all: a hundred seconds before that date in 2023
-    assert client.read_retry_after(text) == expected
+    assert retries.read_retry_after(text) == expected
 
 
 @BOTH

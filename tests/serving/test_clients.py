@@ -141,7 +141,7 @@ CALLS = {
         "curl -s {url}/invocations -H 'Content-Type: application/json' "
         """-d '{{"dataframe_records": [{{"title": "{text}"}}]}}'"""
     ),
-    "predict": """curl -s {url}/predict/ --json '{{"title": "{text}"}}'""",
+    "predict": """curl -s {url}/predict/ -H 'Content-Type: application/json' -d '{{"title": "{text}"}}'""",
 }
 
 

