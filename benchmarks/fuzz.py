@@ -12,12 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import contextlib
 import gzip
 import json
-import os
 import random
-import socket
 import struct
 import sys
 import tempfile
@@ -30,12 +27,11 @@ from typing import Any
 
 import environment
 import httpx
-import processes
+import service
 
 AT_ONCE = 16
 TIMEOUT_S = 10.0
 MOST_ROWS = 4  # of a seed: what is tried is the parsing, not the model
-READY_S = 60.0
 WARM = 2000  # bodies before memory is looked at
 ROW = {"title": "Intro to CNNs", "description": "Processing images with layers."}
 ODD: list[Any] = [
@@ -242,34 +238,6 @@ def _fault(request: Request, response: httpx.Response) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _service(checkpoint: Path, folder: Path) -> Iterator[tuple[processes.Server, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(str(Path(sys.executable).with_name("madewithml")), "serve", "--checkpoint", str(checkpoint.resolve())),
-        *("--local", "--port", str(port), "--home", str(folder)),
-    ]
-    server, url = processes.Server(command, environment=dict(os.environ), folder=folder), f"http://127.0.0.1:{port}"
-    try:
-        last = time.monotonic() + READY_S
-        while not _ready(url):
-            if server.ended() or time.monotonic() > last:
-                raise RuntimeError(f"the service did not start: {server.log_tail()}")
-            time.sleep(0.1)
-        yield server, url
-    finally:
-        server.stop()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/ready").is_success
-    except httpx.TransportError:
-        return False
-
-
 def main() -> None:
     """Run the attack and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -278,13 +246,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     requests = mutants(random.Random(arguments.seed))
-    with tempfile.TemporaryDirectory() as scratch, _service(arguments.checkpoint, Path(scratch)) as (server, url):
-        asyncio.run(attack(url, requests, number=min(WARM, arguments.bodies)))
-        before = server.memory().total_mb
+    served = ("--checkpoint", str(arguments.checkpoint.resolve()), "--local")
+    with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch), *served) as attacked:
+        asyncio.run(attack(attacked.url, requests, number=min(WARM, arguments.bodies)))
+        before = attacked.server.memory().total_mb
         started = time.monotonic()
-        outcome = asyncio.run(attack(url, requests, number=arguments.bodies))
+        outcome = asyncio.run(attack(attacked.url, requests, number=arguments.bodies))
         seconds = time.monotonic() - started
-        after = server.memory().total_mb
+        after = attacked.server.memory().total_mb
     result = {
         "bodies": arguments.bodies,
         "seed": arguments.seed,
