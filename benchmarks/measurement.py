@@ -18,7 +18,7 @@ import load
 import processes
 from contenders import Contender, first_answer
 
-from madewithml import serve
+from madewithml import ports
 
 HOST = "127.0.0.1"
 WARM_UP_S = 2
@@ -69,7 +69,7 @@ def measure(contender: Contender, setup: Setup) -> dict[str, Any]:
 
 
 def _measure(contender: Contender, setup: Setup, folder: Path) -> dict[str, Any]:
-    port = serve.free_port()
+    port = ports.free()
     environment = contender.variables_for(port)
     if contender.prepare:
         command = contender.arguments(contender.prepare, port=port, folder=folder / "model")

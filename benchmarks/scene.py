@@ -21,7 +21,7 @@ import httpx
 import psutil
 from processes import Server
 
-from madewithml import serve
+from madewithml import ports
 
 PATIENCE_S = 120.0
 POLL_S = 0.25  # looking costs CPU that the service needs
@@ -65,7 +65,7 @@ class Service:
         source: Sequence[str] | None = None,
         settings: dict[str, str] | None = None,
     ) -> None:
-        port = serve.free_port()
+        port = ports.free()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
         own = {"home": str(models.settings.home), "follow_interval_s": "1", **(settings or {})}
         command = Path(sys.executable).with_name("madewithml")

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import processes
 
-from madewithml import serve
+from madewithml import ports
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 90.0
@@ -42,7 +42,7 @@ def running(folder: Path, *arguments: str, checkout: Path = CHECKOUT) -> Iterato
         arguments: Of `madewithml serve`; the port is added.
         checkout: Whose code runs.
     """
-    port = serve.free_port()
+    port = ports.free()
     folder.mkdir(parents=True, exist_ok=True)
     script = str(checkout / "madewithml" / "serve.py")
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MADEWITHML_")}

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # run as a script, Python puts this folder on the pa
 
 import contextlib
 import dataclasses
-import errno
 import io
 import logging
 import math
@@ -24,14 +23,13 @@ import os
 import queue
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from madewithml import checkpoint, cluster, config, errors, host, keys
+from madewithml import checkpoint, cluster, config, errors, host, keys, ports
 from madewithml.serving import draining, following, haproxy, pointer
 
 if TYPE_CHECKING:
@@ -85,8 +83,8 @@ def prepare_environment() -> None:
     cluster.set_environment(
         {
             **RAY_SERVE,
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.free()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.free()),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
@@ -103,13 +101,6 @@ def _importable(module: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(module) is not None
-
-
-def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -203,7 +194,7 @@ def plan(
     if sum(given is not None for given in (run_id, model, checkpoint_folder)) != 1:
         raise errors.UsageError("give one of --run-id ID, --model models:/NAME@ALIAS, --checkpoint DIR")
     check_keys(settings)
-    check_port(settings.host, settings.port)
+    ports.check(settings.host, settings.port)
     paths = {"home": settings.home, "datasets": settings.datasets, "keys_file": settings.keys_path}
     absolute = settings.model_copy(update={name: path.resolve() for name, path in paths.items()})
     if model is not None:
@@ -247,45 +238,6 @@ def check_keys(settings: config.Settings) -> None:
             "'madewithml keys create NAME', or let anyone in with --allow-anonymous."
         )
         raise errors.UsageError(msg)
-
-
-def check_port(host: str, port: int) -> None:
-    """Check that the port is free.
-
-    Raises:
-        StartError: Something listens there; names a left-over HAProxy if that is what it is.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as err:
-            if err.errno == errno.EADDRINUSE:
-                raise errors.StartError(_who_holds(port)) from err
-            raise errors.StartError(
-                f"cannot listen on {host}:{port}: {err.strerror}. Check --host and --port."
-            ) from err
-
-
-def _who_holds(port: int) -> str:
-    import psutil
-
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] == "haproxy" and _listens_on(process, port):
-            return (
-                f"port {port} is held by an HAProxy (process {process.pid}) that an earlier Ray Serve left behind. "
-                f"End it with: kill {process.pid}"
-            )
-    return f"port {port} is in use by another program. Choose another with --port, or end that program."
-
-
-def _listens_on(process: Any, port: int) -> bool:
-    import psutil
-
-    try:
-        return any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp"))
-    except psutil.Error:
-        return False
 
 
 def run_locally(planned: ServePlan) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import typer.main
 
-from madewithml import __version__, checkpoint, cli, host, keys, predict, runs, serve
+from madewithml import __version__, checkpoint, cli, host, keys, ports, predict, runs, serve
 from tests.conftest import EXPERIMENT, LABELS
 
 GROUP = typer.main.get_command(cli.app).commands
@@ -89,7 +89,7 @@ def undecided(imported, settings) -> str:
 @pytest.fixture
 def address(settings) -> tuple[str, ...]:
     """Flags for a port that nothing listens on."""
-    return "--home", str(settings.home), "--port", str(serve.free_port())
+    return "--home", str(settings.home), "--port", str(ports.free())
 
 
 class TestKeys:

@@ -34,7 +34,7 @@ ROWS = [
     ["checkpoint", "ragged"],
     ["data", "models", "encoders", "tokenization", "texts"],
     ["engine_report"],
-    ["cluster", "progress", "config", "tables", "host"],
+    ["cluster", "progress", "config", "tables", "host", "ports"],
     ["keys"],
     ["errors", "client"],
 ]

@@ -25,16 +25,13 @@ import heapq
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from madewithml import engine_report, errors
-from madewithml.serving import admission
+from madewithml.serving import admission, calls
 
-Answer = dict[str, Any]
-Compute = Callable[[Sequence[Any]], list[Answer]]
-Departure = Callable[[], Awaitable[None]]
+Compute = Callable[[Sequence[Any]], list[calls.Answer]]
 
 # A client is only watched once its call has waited this long: watching costs more than most calls wait.
 WATCH_AFTER_S = 1.0
@@ -46,53 +43,6 @@ COLD_CACHES = 3.0
 # A batch counts as stuck only once it takes this many times longer than the longest that is to be expected.
 STUCK_FACTOR = 3.0
 WORK, STOP = "work", "stop"
-
-
-class Row(Protocol):
-    """What the queue needs to know of a row; it is handed to the engine as it came."""
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """Token ids; their number is what the row costs."""
-        ...
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call's rows on their way: the answers that are there, and who waits for them."""
-
-    deadline: float
-    departure: Departure | None
-    answers: list[Answer | None]
-    missing: int
-    tokens: int
-    step_s: float  # its rows take their turns this far apart
-    since: float = field(default_factory=time.monotonic)
-    rows: list[_Waiting] = field(default_factory=list)
-    done: asyncio.Future[list[Answer]] = field(default_factory=asyncio.Future)
-    timer: asyncio.TimerHandle | None = None
-    watcher: asyncio.Future[None] | None = None
-
-    def fail(self, err: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(err)
-
-    def close(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.watcher is not None:
-            self.watcher.cancel()
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """One row in the queue."""
-
-    row: Row
-    call: _Call
-    index: int
-    place: tuple[int, int]  # length and number: its place among the rows by length
-    queued: bool = True
 
 
 class Batcher:
@@ -120,14 +70,14 @@ class Batcher:
         self._curve = curve
         self._admission = admission.Admission(max_queue_rows=max_queue_rows, max_queue_s=max_queue_s)
         self._lock = threading.Lock()
-        self._by_rank: list[tuple[float, int, _Waiting]] = []  # a heap; rows that have left it otherwise stay behind
-        self._by_length: list[tuple[tuple[int, int], _Waiting]] = []  # sorted
+        self._by_rank: list[tuple[float, int, calls.Waiting]] = []  # a heap; what left it otherwise stays behind
+        self._by_length: list[tuple[tuple[int, int], calls.Waiting]] = []  # sorted
         self._number = 0
         self._idle = True
         self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._engine: threading.Thread | None = None
-        self._calls: set[_Call] = set()
-        self._lists: set[_Call] = set()  # those of several rows, whose turns come one by one
+        self._calls: set[calls.Call] = set()
+        self._lists: set[calls.Call] = set()  # those of several rows, whose turns come one by one
         self._waiting_tokens = 0
         self._token_seconds = 0.0001  # a guess until the first batch was timed
         self._moved = 0.0  # when the engine's thread last had or finished something to do
@@ -188,8 +138,13 @@ class Batcher:
                 self._shed()
 
     async def submit(
-        self, rows: Sequence[Row], *, timeout_s: float, departure: Departure | None = None, admitted: bool = False
-    ) -> list[Answer]:
+        self,
+        rows: Sequence[calls.Row],
+        *,
+        timeout_s: float,
+        departure: calls.Departure | None = None,
+        admitted: bool = False,
+    ) -> list[calls.Answer]:
         """Queue a call's rows and wait for their answers.
 
         Args:
@@ -208,7 +163,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         tokens = sum(len(row.ids) for row in rows)
         step_s = PACE * self._token_seconds * max(1, tokens) / len(rows)
-        call = _Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
+        call = calls.Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
         self._calls.add(call)
         if len(rows) > 1:
@@ -237,12 +192,12 @@ class Batcher:
                 msg = "many times more calls came than can be answered: try again later"
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
 
-    def _queue(self, call: _Call, rows: Sequence[Row]) -> None:
+    def _queue(self, call: calls.Call, rows: Sequence[calls.Row]) -> None:
         rank = time.monotonic()
         with self._lock:
             for index, row in enumerate(rows):
                 self._number += 1
-                waiting = _Waiting(row, call, index, (len(row.ids), self._number))
+                waiting = calls.Waiting(row, call, index, (len(row.ids), self._number))
                 call.rows.append(waiting)
                 heapq.heappush(self._by_rank, (rank + index * call.step_s, self._number, waiting))
                 bisect.insort(self._by_length, (waiting.place, waiting))
@@ -256,7 +211,7 @@ class Batcher:
         elif wake:
             self._wake.put(WORK)
 
-    def _attend(self, call: _Call) -> None:
+    def _attend(self, call: calls.Call) -> None:
         """Look after a call that waits long: past its deadline it fails, and its client's leaving is noticed."""
         if call.done.done():
             return
@@ -269,22 +224,22 @@ class Batcher:
             call.watcher = asyncio.ensure_future(self._watch(call, call.departure))
 
     @staticmethod
-    async def _watch(call: _Call, departure: Departure) -> None:
+    async def _watch(call: calls.Call, departure: calls.Departure) -> None:
         await departure()
         call.fail(errors.ClientGoneError("the client closed the connection before its answer was there"))
 
-    def _withdraw(self, call: _Call) -> None:
+    def _withdraw(self, call: calls.Call) -> None:
         with self._lock:
             for waiting in call.rows:
                 if waiting.queued:
                     self._remove(waiting)
 
-    def _remove(self, waiting: _Waiting) -> None:
+    def _remove(self, waiting: calls.Waiting) -> None:
         waiting.queued = False
         self._waiting_tokens -= len(waiting.row.ids)
         del self._by_length[self._position(waiting)]
 
-    def _position(self, waiting: _Waiting) -> int:
+    def _position(self, waiting: calls.Waiting) -> int:
         """Where a waiting row is among the rows by length."""
         return bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])
 
@@ -307,7 +262,7 @@ class Batcher:
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
                     loop.call_soon_threadsafe(self._deliver, part, err)
 
-    def _computed(self, batch: Sequence[_Waiting]) -> tuple[Sequence[Answer | None], Exception | None]:
+    def _computed(self, batch: Sequence[calls.Waiting]) -> tuple[Sequence[calls.Answer | None], Exception | None]:
         """The answers of a batch, or what went wrong."""
         try:
             answers = self._compute([waiting.row for waiting in batch])
@@ -319,7 +274,7 @@ class Batcher:
             return [None] * len(batch), err
         return answers, None
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[calls.Waiting]:
         """The next batch; empty when nothing waits, and the engine then counts as idle."""
         with self._lock:
             while self._by_rank:
@@ -329,7 +284,7 @@ class Batcher:
             self._idle = True
             return []
 
-    def _with_followers(self, first: _Waiting) -> list[_Waiting]:
+    def _with_followers(self, first: calls.Waiting) -> list[calls.Waiting]:
         """The row whose turn it is, with those whose turn is next; all leave the queue."""
         batch, tokens = [first], len(first.row.ids)
         while self._by_rank and len(batch) < self._max_batch_size:
@@ -344,7 +299,7 @@ class Batcher:
             self._remove(waiting)
         return batch
 
-    def _with_neighbours(self, first: _Waiting) -> list[_Waiting]:
+    def _with_neighbours(self, first: calls.Waiting) -> list[calls.Waiting]:
         """The row whose turn it is, with the neighbours in length that make its batch cheap; all leave the queue."""
         _, low, high = max(self._windows(self._position(first)))
         batch = [waiting for _, waiting in self._by_length[low:high]]
@@ -378,7 +333,7 @@ class Batcher:
         return windows
 
     @staticmethod
-    def _deliver(part: Sequence[tuple[_Waiting, Answer | None]], err: BaseException | None) -> None:
+    def _deliver(part: Sequence[tuple[calls.Waiting, calls.Answer | None]], err: BaseException | None) -> None:
         """Give each row's answer to its call, in the call's own event loop."""
         for waiting, answer in part:
             call = waiting.call
@@ -400,10 +355,10 @@ class Batcher:
 
 
 def _by_loop(
-    batch: Sequence[_Waiting], answers: Sequence[Answer | None]
-) -> dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Answer | None]]]:
+    batch: Sequence[calls.Waiting], answers: Sequence[calls.Answer | None]
+) -> dict[asyncio.AbstractEventLoop, list[tuple[calls.Waiting, calls.Answer | None]]]:
     """Rows and answers by the event loop in which their calls wait; a server has one."""
-    parts: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, Answer | None]]] = {}
+    parts: dict[asyncio.AbstractEventLoop, list[tuple[calls.Waiting, calls.Answer | None]]] = {}
     for waiting, answer in zip(batch, answers, strict=True):
         parts.setdefault(waiting.call.done.get_loop(), []).append((waiting, answer))
     return parts

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import madewithml
 from madewithml import config, decision, errors, predict, tokenization
-from madewithml.serving import batching, feedback, model, sample, schemas
+from madewithml.serving import calls, feedback, model, sample, schemas
 
 if TYPE_CHECKING:
     from madewithml.serving import shadow
@@ -176,7 +176,7 @@ class Service:
         taken: model.LoadedModel | None = None,
         policy: decision.DecisionPolicy | None = None,
         timeout_s: float | None = None,
-        departure: batching.Departure | None = None,
+        departure: calls.Departure | None = None,
         offered: float | None = None,
     ) -> list[dict[str, Any]]:
         """One answer per row.

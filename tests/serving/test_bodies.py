@@ -21,8 +21,10 @@ values = st.recursive(
     max_leaves=12,
 )
 names = st.sampled_from(
-    ["title", "description", "text", "inputs", "instances", "dataframe_split", "dataframe_records", "columns", "data"]
-    + ["params", "parameters", "outputs", "name", "datatype", "shape", "id", "request_id", "row", "label", "dataset"]
+    [
+        *("title", "description", "text", "inputs", "instances", "dataframe_split", "dataframe_records", "columns"),
+        *("data", "params", "parameters", "outputs", "name", "datatype", "shape", "id", "request_id", "row", "label"),
+    ]
 )
 near_misses = st.recursive(
     values | st.just("BYTES") | st.just([1]) | st.just(ROW),
