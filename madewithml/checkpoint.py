@@ -30,6 +30,11 @@ DECISION = "decision.json"
 GOLDEN = "golden.jsonl"
 ENGINES = "engines"
 ENGINE_REPORT = "report.json"
+# Files that a loader may unpickle, whatever is in them.
+PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
+DOCUMENTS = frozenset({".json", ".jsonl", ".txt"})
+MAX_DOCUMENT_BYTES = 64 * 2**20  # read into memory as a whole
+MAX_FILE_BYTES = 16 * 2**30
 # Their hashes are in the metadata. config.json is among them because it says how the weights are read.
 HASHED = ("model.safetensors", "tokenizer.json", "config.json")
 
@@ -223,6 +228,7 @@ def read(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise errors.CheckpointError(f"no checkpoint folder {str(folder)!r}")
+    _check_files(folder)
     for name in (METADATA, *HASHED):
         if not (folder / name).is_file():
             raise errors.CheckpointError(f"{str(folder)!r} is no whole checkpoint: it has no {name}")
@@ -240,6 +246,25 @@ def read(folder: Path) -> Checkpoint:
         raise errors.CheckpointError(f"{str(folder / METADATA)!r} is damaged: {err}") from err
     _check(metadata, folder)
     return Checkpoint(folder, metadata)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what a folder that comes from elsewhere could do harm with: code, ways out of it, and endless files."""
+    inside = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise errors.CheckpointError(f"{str(path)!r} is a link out of the checkpoint: copy the file that it names")
+        if not path.is_file():
+            continue
+        graph = name.parts[0] == ENGINES and path.with_suffix(".xml").is_file()  # OpenVINO's weights: plain numbers
+        if path.suffix.lower() in PICKLES and not graph:
+            msg = f"{str(path)!r} can run code when it is loaded: remove it; weights are in model.safetensors"
+            raise errors.CheckpointError(msg)
+        most = MAX_DOCUMENT_BYTES if path.suffix.lower() in DOCUMENTS else MAX_FILE_BYTES
+        if path.stat().st_size > most:
+            size = path.stat().st_size
+            raise errors.CheckpointError(f"{str(folder)!r}: {name} has {size} bytes, at most {most} are read")
 
 
 def _check(metadata: Metadata, folder: Path) -> None:

@@ -125,6 +125,43 @@ def test_a_checkpoint_json_that_holds_no_object_is_refused(copied: Path, content
         checkpoint.read(copied)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "args.bin", "model.PT", "engines/graph.pkl", "extra/a.pickle"])
+def test_a_pickle_is_refused_wherever_it_lies(copied: Path, name: str) -> None:
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).write_bytes(b"\x80\x04N.")
+    with pytest.raises(errors.CheckpointError, match="can run code when it is loaded"):
+        checkpoint.read(copied)
+
+
+def test_the_weights_of_a_graph_are_no_pickle(copied: Path) -> None:
+    (copied / "engines").mkdir(exist_ok=True)
+    for name in ("graph.xml", "graph.bin"):
+        (copied / "engines" / name).touch()
+    checkpoint.read(copied)
+
+
+def test_a_link_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (copied / "config.json").unlink()
+    (copied / "config.json").symlink_to(secret)
+    with pytest.raises(errors.CheckpointError, match=r"config.json' is a link out of the checkpoint"):
+        checkpoint.read(copied)
+
+
+def test_a_link_within_the_folder_is_followed(copied: Path) -> None:
+    (copied / "config.json").rename(copied / "stored.json")
+    (copied / "config.json").symlink_to("stored.json")
+    checkpoint.read(copied).verify()
+
+
+def test_a_file_without_end_is_not_read(copied: Path) -> None:
+    with (copied / "golden.jsonl").open("wb") as file:
+        file.truncate(checkpoint.MAX_DOCUMENT_BYTES + 1)  # a hole: it takes no room
+    with pytest.raises(errors.CheckpointError, match=r"golden.jsonl has \d+ bytes, at most \d+ are read"):
+        checkpoint.read(copied)
+
+
 @pytest.mark.parametrize("version", [2, 99, "1", None])
 def test_a_newer_or_strange_format_version_asks_for_an_upgrade(copied: Path, version: Any) -> None:
     edit(copied / "checkpoint.json", lambda document: document.update(format_version=version))
