@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Models:
         return runs.connect(self.settings)
 
 
-def make(source: Path, dataset_loc: str, *, home: Path, optimised: bool) -> Models:
+def make(source: Path, dataset_loc: str, *, home: Path, optimised: bool, only: Collection[str] | None = None) -> Models:
     """Make them all.
 
     Args:
@@ -80,6 +80,7 @@ def make(source: Path, dataset_loc: str, *, home: Path, optimised: bool) -> Mode
         dataset_loc: Labelled rows for certificates and golden rows.
         home: State folder for the runs.
         optimised: Whether the good ones get the fastest engine; otherwise all run on torch.
+        only: Names of the bad ones to make; None for all.
     """
     settings = config.load(home=home)
     second = _changed(source, home / "second", _scale_last_layer)
@@ -95,16 +96,21 @@ def make(source: Path, dataset_loc: str, *, home: Path, optimised: bool) -> Mode
     models = Models(settings, (good[0], good[1]), ())
     first_folder, second_folder = (models.store.best_checkpoint(run_id) for run_id in good)
     labels = tuple(f"other-{label}" for label in checkpoint.read(source).metadata.labels)
-    bad = (
-        Bad("wrong labels", _imported(second, dataset_loc, settings, labels=labels), "other labels"),
-        Bad("no certificate", _imported(second, dataset_loc, settings), "no certificate"),
-        Bad("NaN weights", _recorded(second_folder, _spoil_weights, settings), "golden rows"),
-        Bad("slow", _slow(source, dataset_loc, settings, certified=first_folder), "gate_max_latency_ratio"),
-        Bad(
-            "certificate of another model", _recorded(second_folder, _exchange(first_folder), settings), "decision.json"
+    kinds: dict[str, tuple[str, Callable[[], str]]] = {
+        "wrong labels": ("other labels", lambda: _imported(second, dataset_loc, settings, labels=labels)),
+        "no certificate": ("no certificate", lambda: _imported(second, dataset_loc, settings)),
+        "NaN weights": ("golden rows", lambda: _recorded(second_folder, _spoil_weights, settings)),
+        "slow": (
+            "gate_max_latency_ratio",
+            lambda: _slow(source, dataset_loc, settings, certified=first_folder),
         ),
-    )
-    return Models(settings, models.good, bad)
+        "certificate of another model": (
+            "decision.json",
+            lambda: _recorded(second_folder, _exchange(first_folder), settings),
+        ),
+    }
+    bad = [Bad(name, made(), reason) for name, (reason, made) in kinds.items() if only is None or name in only]
+    return Models(settings, models.good, tuple(bad))
 
 
 def _imported(

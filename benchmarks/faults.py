@@ -81,14 +81,16 @@ def engine_stuck(scene: Scene, service: Service) -> Finding:
     finding = Finding("replaced within 15 s, no call waits past its deadline")
     with scene.load(service.predict_url) as load:
         victim = service.replicas()[0]
-        holder = stopping.stop_engine(victim.pid)
-        started = time.monotonic()
-        until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, what="the end of the process")
-        ended_s = time.monotonic() - started
-        until(service.whole, what="two replicas")
-        replaced_s = time.monotonic() - started
-        holder.terminate()
-        holder.wait()
+        with stopping.stop_engine(victim.pid) as holder:
+            started = time.monotonic()
+            until(
+                lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE,
+                what="the end of the process",
+            )
+            ended_s = time.monotonic() - started
+            until(service.whole, what="two replicas")
+            replaced_s = time.monotonic() - started
+            holder.terminate()
     finding.take(load)
     finding.measured |= {"ended_s": round(ended_s, 1), "replaced_s": round(replaced_s, 1)}
     finding.require(scene.short or replaced_s <= 15, f"replaced after {replaced_s:.1f} s")

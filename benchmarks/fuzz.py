@@ -161,7 +161,7 @@ def _value(chance: random.Random, body: bytes) -> bytes:
     """Another value, key or number of entries somewhere in the JSON, if it is still JSON."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _flip(chance, body)
     places = list(_places(document))
     if not places:

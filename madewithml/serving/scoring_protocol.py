@@ -85,9 +85,12 @@ def _of_csv(body: bytes, *, max_rows: int) -> list[Record]:
     except UnicodeDecodeError as err:
         raise errors.MalformedBodyError(f"the body is not UTF-8: {err.reason} at byte {err.start}") from err
     try:
-        return list(itertools.islice(csv.DictReader(io.StringIO(text), strict=True), max_rows + 1))
+        records: list[Record] = list(itertools.islice(csv.DictReader(io.StringIO(text), strict=True), max_rows + 1))
     except csv.Error as err:
         raise errors.MalformedBodyError(f"the body is not CSV: {err}") from err
+    if wider := [index for index, record in enumerate(records) if None in record]:
+        raise errors.InvalidRequestError(f"row {wider[0]} has more values than there are columns: is a comma unquoted?")
+    return records
 
 
 def _of_split(given: Any) -> list[Record]:

@@ -24,8 +24,7 @@ BAD = ("wrong labels", "NaN weights", "certificate of another model")
 def scene(trained, sample_file, tmp_path_factory):
     """Two good models and three bad ones, and calls with the answers that the good ones give."""
     folder = tmp_path_factory.mktemp("faults")
-    made = candidates.make(trained.checkpoint, str(sample_file), home=folder / "home", optimised=False)
-    models = dataclasses.replace(made, bad=tuple(bad for bad in made.bad if bad.name in BAD))
+    models = candidates.make(trained.checkpoint, str(sample_file), home=folder / "home", optimised=False, only=BAD)
     models.promote(models.good[0])
     built = chaos.make_scene(models, sample_file, folder=folder, short=True)
     return dataclasses.replace(built, capacity=CALLS_PER_SECOND / 0.7)
@@ -34,7 +33,7 @@ def scene(trained, sample_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(scene):
     """Two replicas, which go through all of it."""
-    with scene.service(replicas=2) as running:
+    with scene.service(replicas=2, settings={"hang_timeout_s": "2"}) as running:
         yield running
 
 
