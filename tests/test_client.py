@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import madewithml
 from madewithml import client, decision, errors
-from madewithml.client import call, clients, prediction, retries
+from madewithml.client import clients, exchange, prediction, retries
 from madewithml.client import problems as told
 from madewithml.serving import openapi, problems
 
@@ -59,7 +59,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (call, clients, retries):
+    for module in (exchange, clients, retries):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(clients, "asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": clock.asleep}))
     return clock

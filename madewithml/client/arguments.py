@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from madewithml.client.problems import UsageError
+from madewithml.client import problems
 
 Row = Mapping[str, str | None]
 
@@ -25,11 +25,11 @@ def base_url(url: str) -> str:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as err:
-        raise UsageError(f"url is {url!r}: {expected}") from err
+        raise problems.UsageError(f"url is {url!r}: {expected}") from err
     if parsed.userinfo:  # not quoted: it may hold a password
-        raise UsageError("url holds a user name or a password: give the service's key as api_key")
+        raise problems.UsageError("url holds a user name or a password: give the service's key as api_key")
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
-        raise UsageError(f"url is {url!r}: {expected}")
+        raise problems.UsageError(f"url is {url!r}: {expected}")
     return str(parsed).rstrip("/")
 
 
@@ -43,7 +43,9 @@ def authorization(api_key: str | None) -> dict[str, str]:
         return {}
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         # not quoted: it is a secret
-        raise UsageError("api_key is empty or holds spaces or other than ASCII characters: give the key alone, or None")
+        raise problems.UsageError(
+            "api_key is empty or holds spaces or other than ASCII characters: give the key alone, or None"
+        )
     return {"Authorization": f"Bearer {api_key}"}
 
 
@@ -54,7 +56,7 @@ def at_least(least: int, value: int, *, name: str) -> int:
         UsageError: It is less, or none.
     """
     if not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}: expected a whole number from {least}")
+        raise problems.UsageError(f"{name} is {value!r}: expected a whole number from {least}")
     return value
 
 
@@ -65,22 +67,24 @@ def checked_list(rows: Iterable[Row]) -> list[dict[str, str | None]]:
         UsageError: There is none, or one cannot be used.
     """
     if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
-        raise UsageError(f"rows is {_shown(rows)}: expected a mapping {EXAMPLE}, or a list of them")
+        raise problems.UsageError(f"rows is {_shown(rows)}: expected a mapping {EXAMPLE}, or a list of them")
     checked = [checked_row(row, name=f"row {index}") for index, row in enumerate(rows)]
     if not checked:
-        raise UsageError("the list is empty: give at least one row")
+        raise problems.UsageError("the list is empty: give at least one row")
     return checked
 
 
 def checked_row(row: Row, *, name: str) -> dict[str, str | None]:
     """A row as JSON has it: what `json` cannot write, or writes as no text, is told before anything is sent."""
     if not isinstance(row, Mapping):
-        raise UsageError(f"{name} is {_shown(row)}: expected a mapping of text fields to texts, {EXAMPLE}")
+        raise problems.UsageError(f"{name} is {_shown(row)}: expected a mapping of text fields to texts, {EXAMPLE}")
     for field, text in row.items():
         if not isinstance(field, str):
-            raise UsageError(f"{name} has a field {_shown(field)}: expected the name of a text field, {EXAMPLE}")
+            raise problems.UsageError(
+                f"{name} has a field {_shown(field)}: expected the name of a text field, {EXAMPLE}"
+            )
         if text is not None and not isinstance(text, str):
-            raise UsageError(f"{name}: {field!r} is {_shown(text)}: expected a text, or None for an empty one")
+            raise problems.UsageError(f"{name}: {field!r} is {_shown(text)}: expected a text, or None for an empty one")
     return dict(row)
 
 
@@ -97,4 +101,4 @@ def encoded(body: Any) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as err:
-        raise UsageError(f"cannot be sent as JSON: {err}") from err
+        raise problems.UsageError(f"cannot be sent as JSON: {err}") from err

@@ -1,4 +1,4 @@
-"""The two clients: they send, wait, and send again. What and how long is decided in `call`."""
+"""The two clients: they send, wait, and send again. What and how long is decided in `exchange`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import httpx
 
 import madewithml
-from madewithml.client.arguments import Row, at_least, authorization, base_url, checked_list, checked_row, encoded
-from madewithml.client.call import Call, Reply
-from madewithml.client.prediction import Prediction, read_predictions
-from madewithml.client.problems import NOT_READY, QUOTED, WHOSE, AnswerError, UsageError
+from madewithml.client import arguments, exchange, prediction, problems
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,12 +30,12 @@ class Shared:
 
     def __init__(self, url: str, api_key: str | None, *, timeout_s: float, retries: int, rows_per_call: int) -> None:
         if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
-            raise UsageError(f"timeout_s is {timeout_s!r}: expected a finite number of seconds above 0")
-        self._url = base_url(url)
-        self._headers = {"User-Agent": f"madewithml/{madewithml.__version__}", **authorization(api_key)}
+            raise problems.UsageError(f"timeout_s is {timeout_s!r}: expected a finite number of seconds above 0")
+        self._url = arguments.base_url(url)
+        self._headers = {"User-Agent": f"madewithml/{madewithml.__version__}", **arguments.authorization(api_key)}
         self._timeout_s = timeout_s
-        self._retries = at_least(0, retries, name="retries")
-        self._rows_per_call = at_least(1, rows_per_call, name="rows_per_call")
+        self._retries = arguments.at_least(0, retries, name="retries")
+        self._rows_per_call = arguments.at_least(1, rows_per_call, name="rows_per_call")
 
     def _call(
         self,
@@ -50,13 +47,13 @@ class Shared:
         first_row: int = 0,
         deadline: float | None = None,
         retries: int | None = None,
-    ) -> Call:
+    ) -> exchange.Call:
         content_type = {} if body is None else {"Content-Type": "application/json"}
-        return Call(
+        return exchange.Call(
             method=method,
             url=f"{self._url}{path}",
             headers={**self._headers, **content_type},
-            content=None if body is None else encoded(body),
+            content=None if body is None else arguments.encoded(body),
             where=f"{method} {path}",
             deadline=time.monotonic() + self._timeout_s if deadline is None else deadline,
             timeout_s=self._timeout_s,
@@ -65,16 +62,18 @@ class Shared:
             first_row=first_row,
         )
 
-    def _feedback(self, request_id: str, label: str, row: int) -> Call:
+    def _feedback(self, request_id: str, label: str, row: int) -> exchange.Call:
         return self._call("POST", "/feedback/", body={"request_id": request_id, "row": row, "label": label})
 
-    def _predictions(self, rows: Row | Iterable[Row], max_risk: float | None) -> list[Call]:
+    def _predictions(
+        self, rows: arguments.Row | Iterable[arguments.Row], max_risk: float | None
+    ) -> list[exchange.Call]:
         """The calls that ask about rows, in order, with one deadline for all of them."""
         path = "/predict/" if max_risk is None else f"/predict/?{httpx.QueryParams({'max_risk': max_risk})}"
         if isinstance(rows, Mapping):
-            return [self._call("POST", path, body=checked_row(rows, name="the row"), rows=1)]
+            return [self._call("POST", path, body=arguments.checked_row(rows, name="the row"), rows=1)]
         deadline = time.monotonic() + self._timeout_s
-        checked = checked_list(rows)
+        checked = arguments.checked_list(rows)
         calls = []
         for first in range(0, len(checked), self._rows_per_call):
             chunk = checked[first : first + self._rows_per_call]
@@ -114,12 +113,16 @@ class Client(Shared):
         self._http = httpx.Client(transport=transport)
 
     @overload
-    def predict(self, rows: Row, *, max_risk: float | None = None) -> Prediction: ...
+    def predict(self, rows: arguments.Row, *, max_risk: float | None = None) -> prediction.Prediction: ...
 
     @overload
-    def predict(self, rows: Iterable[Row], *, max_risk: float | None = None) -> list[Prediction]: ...
+    def predict(
+        self, rows: Iterable[arguments.Row], *, max_risk: float | None = None
+    ) -> list[prediction.Prediction]: ...
 
-    def predict(self, rows: Row | Iterable[Row], *, max_risk: float | None = None) -> Prediction | list[Prediction]:
+    def predict(
+        self, rows: arguments.Row | Iterable[arguments.Row], *, max_risk: float | None = None
+    ) -> prediction.Prediction | list[prediction.Prediction]:
         """Classify one row, or a list of rows.
 
         Args:
@@ -183,16 +186,16 @@ class Client(Shared):
         """
         try:
             self._ask(self._call("GET", "/health/ready", retries=0))
-        except NOT_READY:
+        except problems.NOT_READY:
             return False
         return True
 
-    def _ask(self, call: Call) -> Call:
+    def _ask(self, call: exchange.Call) -> exchange.Call:
         while (seconds := call.settle(self._outcome(call))) is not None:
             time.sleep(seconds)
         return call
 
-    def _outcome(self, call: Call) -> Reply | Exception:
+    def _outcome(self, call: exchange.Call) -> exchange.Reply | Exception:
         request = call.request()
         try:
             with contextlib.closing(self._http.send(request, stream=True)) as response:
@@ -202,7 +205,7 @@ class Client(Shared):
                     if call.left_s <= 0:
                         return httpx.ReadTimeout("the answer comes too slowly", request=request)
                     pieces.append(piece)
-                return Reply(response.status_code, response.headers, b"".join(pieces))
+                return exchange.Reply(response.status_code, response.headers, b"".join(pieces))
         except httpx.RequestError as err:
             return err
 
@@ -248,18 +251,20 @@ class AsyncClient(Shared):
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(url, api_key, timeout_s=timeout_s, retries=retries, rows_per_call=rows_per_call)
-        self._calls_at_once = at_least(1, calls_at_once, name="calls_at_once")
+        self._calls_at_once = arguments.at_least(1, calls_at_once, name="calls_at_once")
         self._http = httpx.AsyncClient(transport=transport)
 
     @overload
-    async def predict(self, rows: Row, *, max_risk: float | None = None) -> Prediction: ...
+    async def predict(self, rows: arguments.Row, *, max_risk: float | None = None) -> prediction.Prediction: ...
 
     @overload
-    async def predict(self, rows: Iterable[Row], *, max_risk: float | None = None) -> list[Prediction]: ...
+    async def predict(
+        self, rows: Iterable[arguments.Row], *, max_risk: float | None = None
+    ) -> list[prediction.Prediction]: ...
 
     async def predict(
-        self, rows: Row | Iterable[Row], *, max_risk: float | None = None
-    ) -> Prediction | list[Prediction]:
+        self, rows: arguments.Row | Iterable[arguments.Row], *, max_risk: float | None = None
+    ) -> prediction.Prediction | list[prediction.Prediction]:
         """As `Client.predict`; several calls of a long list are on their way at a time."""
         calls = self._predictions(rows, max_risk)
         pending = iter(calls)
@@ -293,22 +298,22 @@ class AsyncClient(Shared):
         """As `Client.ready`."""
         try:
             await self._ask(self._call("GET", "/health/ready", retries=0))
-        except NOT_READY:
+        except problems.NOT_READY:
             return False
         return True
 
-    async def _ask(self, call: Call) -> Call:
+    async def _ask(self, call: exchange.Call) -> exchange.Call:
         while (seconds := call.settle(await self._outcome(call))) is not None:
             await asyncio.sleep(seconds)
         return call
 
-    async def _outcome(self, call: Call) -> Reply | Exception:
+    async def _outcome(self, call: exchange.Call) -> exchange.Reply | Exception:
         request = call.request()
         try:
             response = await asyncio.wait_for(self._http.send(request), call.left_s)
         except (httpx.RequestError, asyncio.TimeoutError) as err:
             return err
-        return Reply(response.status_code, response.headers, response.content)
+        return exchange.Reply(response.status_code, response.headers, response.content)
 
     async def close(self) -> None:
         """As `Client.close`."""
@@ -324,12 +329,14 @@ class AsyncClient(Shared):
         await self.close()
 
 
-def _answers(calls: Sequence[Call], *, one: bool) -> Prediction | list[Prediction]:
-    predictions = [each for call in calls for each in read_predictions(call.document, rows=call.rows)]
+def _answers(calls: Sequence[exchange.Call], *, one: bool) -> prediction.Prediction | list[prediction.Prediction]:
+    predictions = [each for call in calls for each in prediction.read_predictions(call.document, rows=call.rows)]
     return predictions[0] if one else predictions
 
 
-def _facts(call: Call) -> dict[str, Any]:
+def _facts(call: exchange.Call) -> dict[str, Any]:
     if not isinstance(call.document, dict):
-        raise AnswerError(f"{call.url} answered {str(call.document)[:QUOTED]!r}: expected a JSON object. {WHOSE}")
+        raise problems.AnswerError(
+            f"{call.url} answered {str(call.document)[: problems.QUOTED]!r}: expected a JSON object. {problems.WHOSE}"
+        )
     return call.document

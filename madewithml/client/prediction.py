@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from madewithml.client.problems import WHOSE, AnswerError
+from madewithml.client import problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ def read_predictions(document: Any, *, rows: int) -> list[Prediction]:
         predictions = [_read_prediction(result, row=row, **whole) for row, result in enumerate(results)]
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         told = f"it has no {err}" if isinstance(err, KeyError) else str(err)
-        msg = f"the answer is not one of this service: {told}. {WHOSE}"
-        raise AnswerError(msg) from err
+        msg = f"the answer is not one of this service: {told}. {problems.WHOSE}"
+        raise problems.AnswerError(msg) from err
     if len(predictions) != rows:
-        raise AnswerError(f"{rows} rows were sent and {len(predictions)} answers came back")
+        raise problems.AnswerError(f"{rows} rows were sent and {len(predictions)} answers came back")
     return predictions
 
 

@@ -22,7 +22,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._in_head = True
+        self._in_head = False
         self._head_bytes = 0
         self._patience: asyncio.TimerHandle | None = None
 
@@ -33,13 +33,15 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop: some bytes have come."""
+        goes_on = self._in_head
         super().data_received(data)
-        if not self._in_head:
+        if not self._in_head:  # most heads come whole, and need neither count nor clock
             return
-        self._head_bytes += len(data)
+        # Where a head begins within these bytes, those before it are not its own.
+        self._head_bytes = self._head_bytes + len(data) if goes_on else 0
         if self._head_bytes > haproxy.HEAD_BYTES:
             self._give_up(BAD_REQUEST)
-        elif self._patience is None:  # most heads come whole, and need no clock
+        elif self._patience is None:
             self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -47,16 +49,16 @@ class Connection(HttpToolsProtocol):
         self._lose_patience()
         super().connection_lost(exc)
 
+    def on_message_begin(self) -> None:
+        """Called by the parser: a head begins."""
+        self._in_head = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Called by the parser: a head has come whole."""
         self._in_head = False
         self._lose_patience()
         super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """Called by the parser: a body has come whole; a head is next."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the library passes it
         """Called where what came is no HTTP."""

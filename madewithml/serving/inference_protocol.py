@@ -193,10 +193,10 @@ def _outputs(given: Any, *, binary: bool) -> dict[str, bool]:
     for each in given:
         output = _mapping(each, "an output")
         name = output.get("name")
-        if name not in OUTPUTS:
+        if not isinstance(name, str) or name not in OUTPUTS:
             raise errors.InvalidRequestError(f"unknown output {str(name)[:100]!r}: known are {', '.join(OUTPUTS)}")
         own = _mapping(output.get("parameters"), f"parameters of {name!r}").get("binary_data", binary)
-        wanted[str(name)] = bool(own)
+        wanted[name] = bool(own)
     return wanted
 
 

@@ -12,18 +12,7 @@ from typing import Any
 
 import httpx
 
-from madewithml.client.problems import (
-    WHOSE,
-    AnswerError,
-    DeadlineError,
-    Problem,
-    RequestRefusedError,
-    ServiceFailedError,
-    UnavailableError,
-    quoted,
-    read_problem,
-)
-from madewithml.client.retries import read_retry_after, wait_s
+from madewithml.client import problems, retries
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 # The service says that another moment is better.
@@ -105,47 +94,55 @@ class Call:
         told = str(outcome) or type(outcome).__name__
         if isinstance(outcome, RETRIED_FAULTS):
             return self._again(f"no answer from {self.url}: {told}. Is the service running there?", cause=outcome)
-        raise AnswerError(f"{self.where}: {told}", first_row=self.first_row) from outcome
+        raise problems.AnswerError(f"{self.where}: {told}", first_row=self.first_row) from outcome
 
     def _settle_reply(self, reply: Reply) -> float | None:
         if reply.status < 400:
             self.document = self._read(reply)
             return None
-        problem = read_problem(reply.status, reply.headers, reply.content)
+        problem = problems.read_problem(reply.status, reply.headers, reply.content)
         told = f"{self.where}: {problem}"
         if reply.status in RETRIED_STATUSES:
-            return self._again(told, problem=problem, asked_s=read_retry_after(reply.headers.get("retry-after")))
+            return self._again(
+                told, problem=problem, asked_s=retries.read_retry_after(reply.headers.get("retry-after"))
+            )
         kind = (
-            DeadlineError if reply.status == 504 else ServiceFailedError if reply.status > 499 else RequestRefusedError
+            problems.DeadlineError
+            if reply.status == 504
+            else problems.ServiceFailedError
+            if reply.status > 499
+            else problems.RequestRefusedError
         )
         raise kind(told, problem=problem, first_row=self.first_row)
 
     def _read(self, reply: Reply) -> Any:
         if reply.status >= 300:
             msg = f"{self.url} answered {reply.status} and points at {reply.headers.get('location', 'nothing')!r}"
-            raise AnswerError(f"{msg}: give the address behind it as url")
+            raise problems.AnswerError(f"{msg}: give the address behind it as url")
         try:
             return json.loads(reply.content) if reply.content else None
         except ValueError as err:
-            raise AnswerError(f"{self.url} answered {quoted(reply.content)!r}, which is not JSON. {WHOSE}") from err
+            raise problems.AnswerError(
+                f"{self.url} answered {problems.quoted(reply.content)!r}, which is not JSON. {problems.WHOSE}"
+            ) from err
 
     def _again(
         self,
         told: str,
         *,
-        problem: Problem | None = None,
+        problem: problems.Problem | None = None,
         asked_s: float | None = None,
         cause: Exception | None = None,
     ) -> float:
         """Seconds until it is sent again, or an error; a wait that would end past the deadline is not begun."""
-        seconds, left_s = wait_s(self.sent - 1, asked_s=asked_s), max(0.0, self.left_s)
+        seconds, left_s = retries.wait_s(self.sent - 1, asked_s=asked_s), max(0.0, self.left_s)
         if self.retries and seconds < left_s:
             self.retries -= 1
             return seconds
         late = f"the next in {seconds:.1f} s, but only {left_s:.1f} s of {self.timeout_s:g} s are left"
         msg = f"{told} (tries: {self.sent}; {late if self.retries else 'no retry is left'})"
-        raise UnavailableError(msg, problem=problem, first_row=self.first_row) from cause
+        raise problems.UnavailableError(msg, problem=problem, first_row=self.first_row) from cause
 
-    def _late(self) -> DeadlineError:
+    def _late(self) -> problems.DeadlineError:
         msg = f"{self.where}: not answered within {self.timeout_s:g} s: give a longer timeout_s, or fewer rows"
-        return DeadlineError(msg, first_row=self.first_row)
+        return problems.DeadlineError(msg, first_row=self.first_row)
