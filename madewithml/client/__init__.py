@@ -3,8 +3,8 @@
     rows -> calls of at most `rows_per_call` rows -> send, wait, send again -> answers in the order of the rows
 
 `Client` and `AsyncClient` only send and wait. What to send, what an answer says and how long to wait are decided by
-plain functions and by `exchange.Call`, which know no network. Nothing here needs the rest of the package, nor any library
-but httpx, so that a caller's process stays small. Its exceptions are a tree of their own:
+plain functions and by `exchange.Call`, which know no network. Nothing here needs the rest of the package, nor any
+library but httpx, so that a caller's process stays small. Its exceptions are a tree of their own:
 
     ClientError
      ├─ UsageError            an argument cannot be used; nothing was sent
