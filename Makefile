@@ -50,7 +50,7 @@ serve: $(if $(RUN_ID),install,demo)  ## Serve RUN_ID, or the demo run, on PORT
 	exec $(BIN)/madewithml serve --run-id "$$run_id" --port $(PORT) $(SERVE_OPTIONS)
 
 test: install clients  ## Every test but the slow ones, with coverage
-	@echo "== tests (about ten minutes on two cores)"
+	@echo "== tests (about twelve minutes on two cores)"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/coverage run -m pytest -m "not slow"
 	@$(BIN)/coverage combine --quiet

@@ -70,3 +70,14 @@ class TestBrowsers:
 def test_every_answer_says_that_it_is_what_it_says_and_not_to_be_kept(window, path):
     headers = window.get(path).headers
     assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+def test_no_text_and_no_key_comes_into_a_log(make_window, caplog):
+    """Neither of what is answered nor of what is refused."""
+    caplog.set_level("DEBUG")
+    window = make_window()
+    secret = "a-text-that-nobody-logs"
+    for body in ({"title": secret}, {"title": secret, secret: 1}, [{"title": secret + "\x00"}], {"inputs": secret}):
+        for path in ("/predict/", "/invocations", "/v2/models/madewithml/infer", "/feedback/", "/evaluate/"):
+            window.post(path, json=body, headers={"X-API-Key": secret})
+    assert secret not in caplog.text
