@@ -135,6 +135,8 @@ def _done(fault: faults.Fault, scene: Scene, service: Service) -> dict[str, Any]
         finding = fault(scene, service)
     except (TimeoutError, RuntimeError, psutil.Error) as err:
         finding = faults.Finding("-", broken=[f"{type(err).__name__}: {err}"])
+    # Messages name files; the folder they lie in is this machine's own.
+    finding.measured = json.loads(json.dumps(finding.measured).replace(str(scene.folder), "DIR"))
     print(json.dumps(finding.measured), flush=True)
     print("\n".join(finding.broken) or "held", flush=True)
     return {"fault": fault.__doc__, "calls_per_second": round(scene.rate, 1), **vars(finding)}
