@@ -48,7 +48,7 @@ CHECK_TIMEOUT_S = 4
 # tells replicas how many came: they judge by that whether it is a flood, not by what is let through.
 RUSH = 400
 REFUSING = 100
-ENOUGH = 300
+ENOUGH = 200
 OFFERED_HEADER = "X-Offered-Rate"
 REFUSALS = "refusals"  # table in which refusals are counted
 START_TIMEOUT_S = 10.0

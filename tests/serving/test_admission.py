@@ -57,7 +57,7 @@ def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     for _ in range(1500):
         clock.now += 0.001
         flooded.check(1, seconds=0.01, waiting=20, wait_s=0.2)
-    with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
+    with pytest.raises(errors.OverloadedError, match=re.escape(f"at most {admission.FLOOD_WAIT_S:g} s")):
         flooded.check(1, seconds=0.01, waiting=33, wait_s=0.33)
     assert flooded.flooded
 
@@ -94,7 +94,7 @@ def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_s
         standing.check(1, seconds=0.075, waiting=200, wait_s=20)
         clock.now += 0.05
     clock.now += 1
-    with pytest.raises(errors.OverloadedError, match=re.escape("at most 0.25 s")):
+    with pytest.raises(errors.OverloadedError, match=re.escape(f"at most {admission.FLOOD_WAIT_S:g} s")):
         standing.check(1, seconds=0.075, waiting=200, wait_s=20)
     standing.check(1, seconds=0.075, waiting=33, wait_s=0.1)
     standing.check(1, seconds=0.075, waiting=200, wait_s=20)
