@@ -23,7 +23,7 @@ from madewithml import keys as keys_
 PREFIX = "MADEWITHML_"
 FILE = "madewithml.toml"
 # Variables with our prefix that are no settings: what a `--local` process is given to serve, what HAProxy must hold.
-NOT_SETTINGS = frozenset({"MADEWITHML_SERVE_PLAN", "MADEWITHML_LARGEST_BODY_BYTES"})
+NOT_SETTINGS = frozenset({"MADEWITHML_SERVE_PLAN", "MADEWITHML_LARGEST_BODY_BYTES", "MADEWITHML_LISTEN"})
 
 
 class Settings(pydantic_settings.BaseSettings):

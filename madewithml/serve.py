@@ -268,6 +268,8 @@ def run_on_ray(planned: ServePlan) -> None:
 
     prepare_environment()
     os.environ[haproxy.LARGEST_BODY_VARIABLE] = str(planned.settings.max_body_bytes)
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not os.environ.get("RAY_ADDRESS"):
+        os.environ[haproxy.LISTEN_VARIABLE] = planned.settings.host
     hard_stop_s = math.ceil(planned.settings.max_request_timeout_s) + HARD_STOP_MARGIN_S
     cluster.set_environment({HARD_STOP_VARIABLE: str(hard_stop_s)})
     cluster.start()
@@ -324,7 +326,9 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
 
     settings = planned.settings
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    # Where HAProxy listens for the service, the rest has no business beyond loopback; other machines of a cluster do.
+    inside = "127.0.0.1" if haproxy.LISTEN_VARIABLE in os.environ else settings.host
+    serve.start(http_options={"host": inside, "port": settings.port})
     # Half of what a replica uses, so that in a redeploy all new ones start while the old ones still answer.
     share = host.available_cores() / planned.replicas / 2
     replica: Any = deployment.ModelDeployment

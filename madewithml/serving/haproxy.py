@@ -30,6 +30,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LARGEST_BODY_VARIABLE = "MADEWITHML_LARGEST_BODY_BYTES"
+LISTEN_VARIABLE = "MADEWITHML_LISTEN"
 LARGEST_BODY_BYTES = 4 * 1024 * 1024
 # Half of the 64 KiB of a small buffer: the rest is for the head.
 SMALL_BODY_BYTES = 32 * 1024
@@ -68,15 +69,16 @@ PROBLEMS = {
 }
 
 
-def rewrite(configuration: str, *, pages: Path, long_bodies: str) -> str:
+def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | None = None) -> str:
     """The generated configuration with our error pages, its side ports on loopback, and requests that can be resent.
 
-    Where the service itself listens is the operator's choice (`--host`), and stays as it is.
+    Where the service itself listens is the operator's choice (`--host`). Ray would have its replicas listen there too.
 
     Args:
         configuration: What Ray generated.
         pages: Folder of the error pages.
         long_bodies: Address of the HAProxy for long bodies.
+        listen: Address of the machine to listen on for the service; None for the one that Ray generated.
     """
     sections = _sections(configuration)
     if any(section.startswith(BACKEND) for section in sections):
@@ -84,7 +86,7 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str) -> str:
     rewritten = []
     for section in sections:
         if section.startswith(FRONTEND):
-            rewritten.append(_frontend(section, _rush(_replicas(sections), pages)))
+            rewritten.append(_listening(_frontend(section, _rush(_replicas(sections), pages)), listen))
         elif section.startswith("defaults"):
             rewritten.append(_defaults(section, pages))
         else:
@@ -185,6 +187,13 @@ def _frontend(frontend: str, refusals: Sequence[str]) -> str:
     return begun[:place] + own_way + begun[place:]
 
 
+def _listening(frontend: str, address: str | None) -> str:
+    """The frontend, on another address of the machine."""
+    if address is None:
+        return frontend
+    return re.sub(r"^(\s*bind\s+)\S*:(\d+)", rf"\g<1>{address}:\g<2>", frontend, count=1, flags=re.MULTILINE)
+
+
 def _on_loopback(section: str) -> str:
     return re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", section, flags=re.MULTILINE)
 
@@ -247,7 +256,10 @@ def _prepare(path: Path, binary: str) -> None:
     )
     _start([binary, "-db", "-f", str(own)], name)
     own.unlink()
-    path.write_text(rewrite(generated, pages=path.parent, long_bodies=address), encoding="utf-8")
+    path.write_text(
+        rewrite(generated, pages=path.parent, long_bodies=address, listen=os.environ.get(LISTEN_VARIABLE)),
+        encoding="utf-8",
+    )
 
 
 def _start(command: list[str], name: str) -> None:

@@ -75,6 +75,11 @@ class TestRewrite:
         binds = [line.strip() for line in rewritten(generated(host="*")).splitlines() if "bind" in line]
         assert binds == ["bind 127.0.0.1:9101", "bind *:8000", "bind 127.0.0.1:8404"]
 
+    def test_the_service_listens_where_it_is_told_and_nothing_else_does(self):
+        text = haproxy.rewrite(generated(), pages=Path("/f"), long_bodies="abns@long", listen="0.0.0.0")
+        binds = [line.strip() for line in text.splitlines() if "bind" in line]
+        assert binds == ["bind 127.0.0.1:9101", "bind 0.0.0.0:8000", "bind 127.0.0.1:8404"]
+
     def test_its_own_errors_get_our_page(self):
         pages = [line.split() for line in rewritten(generated()).splitlines() if "errorfile" in line]
         assert pages == [["errorfile", status, f"/f/{status}.http"] for status in ("400", "408", "502", "503", "504")]
