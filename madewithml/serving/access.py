@@ -61,14 +61,14 @@ class Access:
         self._given = settings.keys
         self._path = settings.keys_path
         self._sharers = sharers
-        self._stamp: tuple[int, int] | None = None
-        self._looked = float("-inf")
-        self._callers: dict[str, Caller] = {}
-        self._keys: tuple[keys.Key, ...] = ()
         self._anonymous = Caller(ANONYMOUS, "predict") if settings.allow_anonymous else None
-        self._look()
+        # By the whole key: a name may stand for one key in the settings and for another in the file.
+        self._callers: dict[keys.Key, Caller] = {}
+        self._looked = time.monotonic()
+        self._stamp = _stamp(self._path)
+        self._read()
         # Decided once: that the last key was revoked must not open the door.
-        self.required = bool(self._keys) or not settings.is_on_loopback
+        self.required = bool(self._callers) or not settings.is_on_loopback
 
     def admit(self, scope: MutableMapping[str, Any]) -> None:
         """Let a request in, and note in its scope who sent it.
@@ -101,39 +101,33 @@ class Access:
             msg = "a key is needed: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
             raise errors.UnauthorizedError(msg)
         self._look()
-        key = keys.find(self._keys, secret)
+        key = keys.find(self._callers, secret)
         if key is None:
             raise errors.UnauthorizedError("this key is not known: it was mistyped, or revoked")
-        return self._callers[key.name]
+        return self._callers[key]
 
     def _look(self) -> None:
-        """Read the file of keys, if there is one and it has changed."""
+        """Read the file of keys again if it has changed; one that cannot be read changes nothing."""
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
         stamp = _stamp(self._path)
-        if stamp == self._stamp and self._keys:
+        if stamp == self._stamp:
             return
-        try:
-            self._set(dict.fromkeys((*self._given, *(keys.read(self._path) if stamp else ()))))
-        except errors.UsageError as err:
-            if self._stamp is None:
-                raise
-            logger.error("the keys stay as they are: %s", err.message)
         self._stamp = stamp
+        try:
+            self._read()
+        except errors.UsageError as err:
+            logger.error("the keys stay as they are: %s", err.message)
 
-    def _set(self, found: Iterable[keys.Key]) -> None:
-        self._keys = tuple(found)
-        known = {}
-        for key in self._keys:
-            rate = key.rows_per_second
-            before = self._callers.get(key.name)
-            bucket = before.bucket if before is not None else None
-            if rate is not None and (bucket is None or bucket.per_second != rate / self._sharers):
-                bucket = rate_limit.Bucket(rate / self._sharers)
-            known[key.name] = Caller(key.name, key.role, bucket if rate is not None else None)
-        self._callers = known
+    def _read(self) -> None:
+        found = (*self._given, *(keys.read(self._path) if self._stamp else ()))
+        self._callers = {key: self._callers.get(key) or self._caller_with(key) for key in found}
+
+    def _caller_with(self, key: keys.Key) -> Caller:
+        rate = key.rows_per_second
+        return Caller(key.name, key.role, rate_limit.Bucket(rate / self._sharers) if rate is not None else None)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

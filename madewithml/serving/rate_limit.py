@@ -11,16 +11,13 @@ BURST_S = 2.0
 class Bucket:
     """A token bucket that may run into debt: what a call costs is known only once it has been read.
 
-    Attributes:
-        per_second: Tokens that flow in.
-
     Args:
         per_second: Tokens that flow in.
         burst: Tokens it holds at most, at least one; None for two seconds' worth.
     """
 
     def __init__(self, per_second: float, *, burst: float | None = None) -> None:
-        self.per_second = per_second
+        self._per_second = per_second
         self._burst = max(1.0, per_second * BURST_S if burst is None else burst)
         self._tokens = self._burst
         self._when = time.monotonic()
@@ -32,10 +29,10 @@ class Bucket:
             0, or the seconds until there will be one.
         """
         now = time.monotonic()
-        self._tokens = min(self._burst, self._tokens + (now - self._when) * self.per_second)
+        self._tokens = min(self._burst, self._tokens + (now - self._when) * self._per_second)
         self._when = now
         if self._tokens < 1.0:
-            return (1.0 - self._tokens) / self.per_second
+            return (1.0 - self._tokens) / self._per_second
         self._tokens -= 1.0
         return 0.0
 

@@ -158,6 +158,20 @@ class TestTheFile:
         path.unlink()
         assert self.statuses(window, secret) == [401]
 
+    def test_one_that_is_damaged_when_it_first_comes_changes_nothing_either(self, make_window, path, at_once, caplog):
+        secret, key = keys.create("a")
+        window = make_window(keys=(key,), keys_file=path)
+        path.write_text("{")
+        assert self.statuses(window, secret) == [200]
+        assert "the keys stay as they are" in caplog.text
+
+    def test_two_keys_of_one_name_do_not_lend_each_other_their_roles(self, make_window, path):
+        (weak, weak_key), (strong, strong_key) = keys.create("team"), keys.create("team", role="admin")
+        keys.add(path, strong_key)
+        window = make_window(keys=(weak_key,), keys_file=path)
+        asked = [window.get("/shadow", headers=bearer(secret)).status_code for secret in (weak, strong)]
+        assert asked == [403, 404]
+
     def test_a_damaged_file_keeps_it_from_starting(self, make_window, path):
         path.write_text("{")
         with pytest.raises(errors.UsageError, match="no file of keys"):
