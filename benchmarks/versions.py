@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import json
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import environment
 import load
 import service
+import summary
 
 ROWS = 256
 WARM_UP_S = 3
@@ -54,11 +54,7 @@ def main() -> None:
         "connections": arguments.connections,
         "generator": load.generator(),
         "requests_per_second": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
-        "ratio": {
-            "median": round(statistics.median(ratios), 4),
-            "min": round(min(ratios), 4),
-            "max": round(max(ratios), 4),
-        },
+        "ratio": summary.spread(ratios),
     }
     command = (
         f"python benchmarks/versions.py --before {arguments.before} --checkpoint DIR" + " --local" * arguments.local

@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from madewithml import errors
+from madewithml import errors, files
 
 PREFIX = "mwml_"
 SECRET_BYTES = 32
@@ -101,11 +100,7 @@ def write(path: Path, keys: Sequence[Key]) -> None:
     """Write a file of keys, whole or not at all, that its owner alone can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"keys": [key.model_dump(exclude_none=True) for key in keys]}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2) + "\n")
-    beside.replace(path)
+    files.write_whole(path, json.dumps(document, indent=2) + "\n")
 
 
 def add(path: Path, key: Key) -> None:

@@ -43,12 +43,12 @@ class Tokenizer:
     Attributes:
         backend: The `tokenizers` object, set to truncate and not to pad.
         pad_id: Id that fills short rows.
-        prefix: Characters of a text's beginning; see `PREFIX_CHARACTERS`.
+        max_length: Tokens that fit the model, special tokens included.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
-    prefix: int
+    max_length: int
 
     @classmethod
     def from_file(cls, path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
@@ -68,7 +68,12 @@ class Tokenizer:
             raise errors.CheckpointError(f"{str(path)!r} is not a tokenizer file: {err}") from err
         backend.no_padding()
         backend.enable_truncation(max_length)
-        return cls(backend, pad_id, PREFIX_CHARACTERS * max_length)
+        return cls(backend, pad_id, max_length)
+
+    @property
+    def prefix(self) -> int:
+        """Characters of a text's beginning that are tokenised first; see `PREFIX_CHARACTERS`."""
+        return PREFIX_CHARACTERS * self.max_length
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise texts; each one alone, so that a text's ids never depend on its neighbours."""
@@ -82,8 +87,7 @@ class Tokenizer:
 
     def estimate(self, texts: Sequence[str]) -> list[int]:
         """About how many tokens each text has, by its length alone."""
-        longest = self.prefix // PREFIX_CHARACTERS
-        return [min(longest, len(text) // USUAL_CHARACTERS + 2) for text in texts]
+        return [min(self.max_length, len(text) // USUAL_CHARACTERS + 2) for text in texts]
 
     def _beginning(self, text: str) -> str:
         """The text, or as much of it as most likely fills the model; no word is cut in two."""

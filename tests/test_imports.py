@@ -36,7 +36,7 @@ ROWS = [
     ["engine_report"],
     ["cluster", "progress", "config", "tables", "host", "ports"],
     ["keys"],
-    ["errors", "client"],
+    ["errors", "files", "client"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROWS) for name in names}
 

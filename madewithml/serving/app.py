@@ -80,7 +80,7 @@ class DirectApp(FastAPI):
 
     direct: Mapping[str, Endpoint] = MappingProxyType({})
     front: ASGIApp | None = None
-    admit: Callable[[Scope], None] | None = None
+    admit: Callable[[Scope], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""
@@ -102,8 +102,7 @@ class DirectApp(FastAPI):
         """The answer to a request; None where the router is to find it."""
         scope = request.scope
         try:
-            if self.admit is not None:
-                self.admit(scope)
+            self.admit(scope)
             endpoint = self.direct.get(scope["path"]) if scope["method"] == "POST" else None
             return await endpoint(request) if endpoint is not None else None
         except errors.MadeWithMLError as err:

@@ -50,9 +50,10 @@ class ModelDeployment:
                 "settings": own,
                 "threads": threads or host.available_cores(),
             }
-        self.service = replica.open_service(replica.Plan(**plan))
+        made = replica.Plan(**plan)
+        self.service = replica.open_service(made)
         self.service.exit_when_hung()
-        self._sharers = plan.get("sharers", 1)
+        self._sharers = made.sharers
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the constructor is through."""

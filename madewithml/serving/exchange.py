@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 POLICY_PARAMETERS = ("max_risk", "threshold")
+PAGE_PARAMETERS = ("after", "limit")
 
 
 async def answer(
@@ -200,13 +201,7 @@ def policy_parameters(request: Request) -> dict[str, float]:
     """
     if not request.scope["query_string"]:
         return {}
-    given: dict[str, float] = {}
-    for name, text in request.query_params.multi_items():
-        if name not in POLICY_PARAMETERS or name in given:
-            known = ", ".join(POLICY_PARAMETERS)
-            raise errors.InvalidRequestError(f"query parameter {name[:100]!r} is unknown or repeated; known: {known}")
-        given[name] = _share(name, text)
-    return given
+    return {name: _share(name, text) for name, text in _query(request, POLICY_PARAMETERS).items()}
 
 
 def page_parameters(request: Request, *, max_limit: int) -> tuple[int, int]:
@@ -215,20 +210,26 @@ def page_parameters(request: Request, *, max_limit: int) -> tuple[int, int]:
     Raises:
         InvalidRequestError: Another parameter, one twice, or no such number.
     """
-    given = {"after": 0, "limit": max_limit}
-    bounds = {"after": (0, 2**63 - 1), "limit": (1, max_limit)}
-    seen: set[str] = set()
+    given = _query(request, PAGE_PARAMETERS)
+    after = _whole("after", given.get("after", "0"), low=0, high=2**63 - 1)
+    return after, _whole("limit", given.get("limit", str(max_limit)), low=1, high=max_limit)
+
+
+def _query(request: Request, known: Sequence[str]) -> dict[str, str]:
+    """The query's parameters, each of them known and given once."""
+    given: dict[str, str] = {}
     for name, text in request.query_params.multi_items():
-        if name not in given or name in seen:
-            raise errors.InvalidRequestError(
-                f"query parameter {name[:100]!r} is unknown or repeated; known: after, limit"
-            )
-        seen.add(name)
-        low, high = bounds[name]
-        if not (text.isascii() and text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
-            raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a whole number from {low} to {high}")
-        given[name] = int(text)
-    return given["after"], given["limit"]
+        if name not in known or name in given:
+            msg = f"query parameter {name[:100]!r} is unknown or repeated; known: {', '.join(known)}"
+            raise errors.InvalidRequestError(msg)
+        given[name] = text
+    return given
+
+
+def _whole(name: str, text: str, *, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and low <= int(text) <= high):
+        raise errors.InvalidRequestError(f"{name} is {text[:100]!r}: expected a whole number from {low} to {high}")
+    return int(text)
 
 
 def _share(name: str, text: str) -> float:

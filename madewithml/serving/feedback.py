@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,21 +108,14 @@ class Feedback:
         Raises:
             NotReadyError: The database cannot be written to.
         """
-        import sqlalchemy
-
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        try:
-            engine, table = self._open()
-            with engine.begin() as connection:
-                for each in given:
-                    values = {"label": each.label, "caller": caller, "at": now}
-                    where = (table.c.request_id == each.request_id) & (table.c.row == each.row)
-                    if not connection.execute(table.update().where(where).values(values)).rowcount:
-                        new = {"request_id": each.request_id, "row": each.row, **values}
-                        connection.execute(table.insert().values(new))
-        except sqlalchemy.exc.SQLAlchemyError as err:
-            msg = "feedback cannot be kept at the moment: try again later"
-            raise errors.NotReadyError(msg, retry_after_s=RETRY_AFTER_S) from err
+        with self._connected(to="kept") as (connection, table):
+            for each in given:
+                values = {"label": each.label, "caller": caller, "at": now}
+                where = (table.c.request_id == each.request_id) & (table.c.row == each.row)
+                if not connection.execute(table.update().where(where).values(values)).rowcount:
+                    new = {"request_id": each.request_id, "row": each.row, **values}
+                    connection.execute(table.insert().values(new))
 
     def page(self, after: int, limit: int) -> list[dict[str, Any]]:
         """Entries in the order of their coming.
@@ -134,10 +127,9 @@ class Feedback:
         Raises:
             NotReadyError: The database cannot be read.
         """
-        found = self._select(
-            lambda table: table.select().where(table.c.number > after).order_by(table.c.number).limit(limit)
-        )
-        return [{str(name): value for name, value in row._mapping.items()} for row in found]
+        with self._connected(to="read") as (connection, table):
+            query = table.select().where(table.c.number > after).order_by(table.c.number).limit(limit)
+            return [{str(name): value for name, value in row._mapping.items()} for row in connection.execute(query)]
 
     def labels(self, request_ids: Iterable[str]) -> dict[tuple[str, int], str]:
         """True labels of these requests' rows, as far as they were told.
@@ -147,21 +139,24 @@ class Feedback:
         """
         wanted = sorted(set(request_ids))
         found: dict[tuple[str, int], str] = {}
-        for first in range(0, len(wanted), LOOKED_UP_AT_ONCE):
-            some = wanted[first : first + LOOKED_UP_AT_ONCE]
-            rows = self._select(lambda table: table.select().where(table.c.request_id.in_(some)))  # noqa: B023
-            found |= {(row.request_id, row.row): row.label for row in rows}
+        with self._connected(to="read") as (connection, table):
+            for first in range(0, len(wanted), LOOKED_UP_AT_ONCE):
+                some = wanted[first : first + LOOKED_UP_AT_ONCE]
+                rows = connection.execute(table.select().where(table.c.request_id.in_(some)))
+                found |= {(row.request_id, row.row): row.label for row in rows}
         return found
 
-    def _select(self, query: Callable[[sqlalchemy.Table], sqlalchemy.Select[Any]]) -> Sequence[sqlalchemy.Row[Any]]:
+    @contextlib.contextmanager
+    def _connected(self, *, to: str) -> Iterator[tuple[sqlalchemy.Connection, sqlalchemy.Table]]:
+        """A transaction; what goes wrong with the database is told without its words."""
         import sqlalchemy
 
         try:
             engine, table = self._open()
-            with engine.connect() as connection:
-                return connection.execute(query(table)).all()
+            with engine.begin() as connection:
+                yield connection, table
         except sqlalchemy.exc.SQLAlchemyError as err:
-            msg = "feedback cannot be read at the moment: try again later"
+            msg = f"feedback cannot be {to} at the moment: try again later"
             raise errors.NotReadyError(msg, retry_after_s=RETRY_AFTER_S) from err
 
     def _open(self) -> tuple[sqlalchemy.Engine, sqlalchemy.Table]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from madewithml import files
 from madewithml.serving import pointer
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,7 @@ def record(home: Path, uri: str, target: pointer.Target) -> None:
     document = {**_read(path), uri: dataclasses.asdict(dataclasses.replace(target, seq=0))}
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=home, prefix=".", delete=False, encoding="utf-8") as scratch:
-            json.dump(document, scratch, indent=2)
-        Path(scratch.name).replace(path)
+        files.write_whole(path, json.dumps(document, indent=2))
     except OSError as err:
         logger.warning("cannot record in %s what is served: %s", path, err.strerror)
 

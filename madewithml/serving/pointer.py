@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from madewithml import files
+
 FOLDER = "serving"
 MAX_BEFORE = 20
 WANTED, ACCEPTED, REFUSED = "wanted.json", "accepted.json", "refused.json"
@@ -164,6 +166,4 @@ class Pointer:
         return document
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".", delete=False, encoding="utf-8") as scratch:
-            json.dump(document, scratch)
-        Path(scratch.name).replace(self.folder / name)
+        files.write_whole(self.folder / name, json.dumps(document))
