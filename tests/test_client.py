@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 import madewithml
 from madewithml import client, decision, errors
-from madewithml.client import clients, exchange, prediction, retries
-from madewithml.client import problems as told
+from madewithml.asking import clients, exchange, prediction, retries
+from madewithml.asking import problems as told
 from madewithml.serving import openapi, problems
 
 URL = "http://service.test"

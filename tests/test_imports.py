@@ -36,7 +36,8 @@ ROWS = [
     ["engine_report"],
     ["cluster", "progress", "config", "tables", "host", "ports"],
     ["keys"],
-    ["errors", "files", "client"],
+    ["client"],
+    ["errors", "files", "asking"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROWS) for name in names}
 

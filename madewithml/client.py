@@ -15,10 +15,10 @@ library but httpx, so that a caller's process stays small. Its exceptions are a 
      └─ AnswerError           what answered does not speak as this service does
 """
 
-from madewithml.client.arguments import Row
-from madewithml.client.clients import AsyncClient, Client
-from madewithml.client.prediction import Prediction
-from madewithml.client.problems import (
+from madewithml.asking.arguments import Row
+from madewithml.asking.clients import AsyncClient, Client
+from madewithml.asking.prediction import Prediction
+from madewithml.asking.problems import (
     AnswerError,
     ClientError,
     DeadlineError,

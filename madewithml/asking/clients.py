@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import httpx
 
 import madewithml
-from madewithml.client import arguments, exchange, prediction, problems
+from madewithml.asking import arguments, exchange, prediction, problems
 
 if TYPE_CHECKING:
     from types import TracebackType

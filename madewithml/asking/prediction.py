@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from madewithml.client import problems
+from madewithml.asking import problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from madewithml.client import problems, retries
+from madewithml.asking import problems, retries
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 # The service says that another moment is better.

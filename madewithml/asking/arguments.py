@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from madewithml.client import problems
+from madewithml.asking import problems
 
 Row = Mapping[str, str | None]
 

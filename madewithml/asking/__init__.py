@@ -1,0 +1,1 @@
+"""The parts of the Python client; `madewithml.client` is its face."""
