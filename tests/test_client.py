@@ -26,7 +26,7 @@ import madewithml
 from madewithml import client, decision, errors
 from madewithml.asking import clients, exchange, prediction, retries
 from madewithml.asking import problems as told
-from madewithml.serving import openapi, problems
+from madewithml.serving import components, problems
 
 URL = "http://service.test"
 ROW = {"title": "Intro to CNNs"}
@@ -381,7 +381,7 @@ def test_an_answer_that_cannot_be_decoded_is_told(connect):
 
 def test_a_prediction_has_every_key_of_the_documented_answer():
     own = {"run_id", "request_id", "row"}
-    assert {each.name for each in dataclasses.fields(client.Prediction)} - own == set(openapi.RESULT["properties"])
+    assert {each.name for each in dataclasses.fields(client.Prediction)} - own == set(components.RESULT["properties"])
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.99, None])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import madewithml
 from madewithml import keys
-from madewithml.serving import batching, openapi
+from madewithml.serving import batching, components
 
 from .conftest import ROW, ConstantEngine, FailingEngine, Window, until
 
@@ -23,7 +23,7 @@ ANSWER_KEYS = ["prediction", "probabilities", "label", "confidence", "decision",
 def assert_problem(answer, status, code, *, detail=None, locations=()):
     """Check that an answer is a whole problem document, and what it says."""
     document = answer.json()
-    jsonschema.validate(document, {**openapi.PROBLEM, "components": {"schemas": {"Fault": openapi.FAULT}}})
+    jsonschema.validate(document, {**components.PROBLEM, "components": {"schemas": {"Fault": components.FAULT}}})
     assert status == answer.status_code
     assert status == document["status"]
     assert answer.headers["content-type"] == "application/problem+json"
@@ -787,7 +787,7 @@ class TestOpenApi:
         ]
         problem = operation["responses"]["422"]["content"]["application/problem+json"]["schema"]
         assert problem == {"$ref": "#/components/schemas/Problem"}
-        assert document["components"]["schemas"]["Problem"] == openapi.PROBLEM
+        assert document["components"]["schemas"]["Problem"] == components.PROBLEM
 
     def test_every_schema_that_is_named_is_there(self, document):
         named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
