@@ -264,7 +264,8 @@ def main() -> None:
         "failures": outcome.failures[:100],
         "num_failures": len(outcome.failures),
     }
-    path = environment.write("fuzz", f"python benchmarks/fuzz.py --checkpoint DIR --bodies {arguments.bodies}", result)
+    command = f"python benchmarks/fuzz.py --checkpoint DIR --bodies {arguments.bodies} --seed {arguments.seed}"
+    path = environment.write("fuzz", command, result)
     print(json.dumps({name: value for name, value in result.items() if name != "failures"}, indent=2))
     print(f"written to {path}")
     # What is loaded on first use, and what an allocator keeps, has come by the middle.

@@ -98,7 +98,7 @@ async def read_body(request: Request, settings: config.Settings) -> bytes:
     body = _Body(request, max_bytes=settings.max_body_bytes)
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated[:18]) > settings.max_body_bytes:
-        raise body.too_large
+        raise body.too_large()
     # Nearly all bodies are there as a whole when their call begins: these need no clock.
     if body.take(await request.receive()):
         return body.whole()
@@ -118,13 +118,14 @@ class _Body:
     """A body that comes in pieces."""
 
     def __init__(self, request: Request, *, max_bytes: int) -> None:
-        self.too_large = errors.BodyTooLargeError(
-            f"the body is larger than {max_bytes} bytes: send fewer rows in one call"
-        )
         self._inflation = _inflation(request, max_bytes)
         self._max_bytes = max_bytes
         self._pieces: list[bytes] = []
         self._size = 0
+
+    def too_large(self) -> errors.BodyTooLargeError:
+        """What is said of one that is longer than it may be."""
+        return errors.BodyTooLargeError(f"the body is larger than {self._max_bytes} bytes: send fewer rows in one call")
 
     def take(self, message: Mapping[str, Any]) -> bool:
         """Take a message of ASGI's; gives whether it was the last one of the body."""
@@ -138,7 +139,7 @@ class _Body:
                 raise errors.MalformedBodyError(f"the body is no gzip, as its Content-Encoding says: {err}") from err
         self._size += len(piece)
         if self._size > self._max_bytes:
-            raise self.too_large
+            raise self.too_large()
         self._pieces.append(piece)
         return not message.get("more_body", False)
 
