@@ -4,7 +4,7 @@
 
 Two kinds of load look the same for a moment. When a replica is lost or replaced, the others get up to twice what they
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
-do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a fifth of a
+do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a tenth of a
 second at most, and the rest is refused in microseconds. A flood shows in what came within the last second, refused
 calls included; by then it has filled the queue, and what it brought that would wait longer is refused too (`Batcher`).
 """
@@ -22,7 +22,7 @@ WINDOW_S = 1.0
 FLOOD = 8.0
 # A queue that was never short for so long does not pass either: the same holds for it.
 STANDING_S = 60.0
-FLOOD_WAIT_S = 0.2
+FLOOD_WAIT_S = 0.1
 # Nor is it a flood what comes in the first moments of a replica: it is what waited for one to come.
 START_S = 10.0
 # So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.

@@ -510,7 +510,7 @@ class TestAStuckEngine:
 
 class TestFlood:
     def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, monkeypatch):
-        """Rows of 50 tokens, 5 ms: 40 are a fifth of a second. The one that came before the flood keeps its place."""
+        """Rows of 50 tokens, 5 ms: 20 are a tenth of a second. The one that came before the flood keeps its place."""
 
         async def scenario():
             engine = Engine(held=True)
