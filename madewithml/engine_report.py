@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         engine: `torch`, `onnxruntime` or `openvino`.
-        precision: `fp32`, `bf16`, `int8` (static) or `int8-dynamic`.
+        precision: `fp32`, `bf16`, `int8` (static), `int8-dynamic`; `int8-groups-N`, `int8-mixed-N` (see `int8_groups`).
         file: Its graph under `engines/`; None for torch, which reads the weights themselves.
         rows_per_second: On one thread, at its best batch size.
         rows_per_second_by_batch: The same for each batch size measured, like lengths together.

@@ -28,7 +28,15 @@ logger = logging.getLogger(__name__)
 Logits = npt.NDArray[np.float32]
 NAMES = ("auto", "torch", "onnxruntime", "openvino")
 LENGTH_STEP = 8
-OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int8-dynamic": "f32"}
+# Of each precision what OpenVINO calls that of the computation, and how many channels share a scale when activations
+# are rounded to int8; 0 where they are not.
+OPENVINO_PRECISIONS = {
+    "fp32": ("f32", 0),
+    "bf16": ("bf16", 0),
+    "int8-groups-128": ("f32", 128),
+    "int8-mixed-128": ("f32", 128),
+    "int8-mixed-32": ("f32", 32),
+}
 
 
 class Engine(Protocol):
@@ -120,7 +128,7 @@ class OnnxRuntimeEngine:
 
 
 class OpenVinoEngine:
-    """OpenVINO on an exported graph; `bf16` computes an fp32 graph in bfloat16.
+    """OpenVINO on an exported graph; `bf16` computes an fp32 graph in bfloat16, `int8-*-N` one with int8 weights.
 
     Args:
         graph: The graph, in ONNX or OpenVINO's own form.
@@ -134,6 +142,7 @@ class OpenVinoEngine:
     def __init__(self, graph: Path, *, precision: str, threads: int, max_length: int) -> None:
         import openvino  # late: only the engine in use is imported
 
+        computation, group_size = OPENVINO_PRECISIONS[precision]
         compiled = openvino.Core().compile_model(
             str(graph),
             "CPU",
@@ -141,7 +150,8 @@ class OpenVinoEngine:
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+                "INFERENCE_PRECISION_HINT": computation,
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": group_size,
                 # Pinned, the threads of two processes would share one core and leave another idle.
                 "ENABLE_CPU_PINNING": False,
             },

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import logging
 import statistics
@@ -32,8 +33,10 @@ from madewithml import (
     exporting,
     fidelity,
     host,
+    int8_groups,
     predict,
     progress,
+    quantising,
     runs,
     speed,
     tokenization,
@@ -43,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 FP32_GRAPH, DYNAMIC_GRAPH, STATIC_GRAPH = "model.onnx", "model-int8-dynamic.onnx", "model-int8.onnx"
 OPENVINO_GRAPH = "model.xml"
+GROUPS_GRAPH, MIXED_GRAPH, FINE_GRAPH = "model-int8.xml", "model-int8-mixed.xml", "model-int8-fine.xml"
 CANDIDATES = (
     engine_report.Candidate("torch", "fp32", None),
     engine_report.Candidate("onnxruntime", "fp32", FP32_GRAPH),
@@ -50,16 +54,21 @@ CANDIDATES = (
     engine_report.Candidate("onnxruntime", "int8", STATIC_GRAPH),
     engine_report.Candidate("openvino", "fp32", OPENVINO_GRAPH),
     engine_report.Candidate("openvino", "bf16", OPENVINO_GRAPH),
-    engine_report.Candidate("openvino", "int8", STATIC_GRAPH),
+    engine_report.Candidate("openvino", "int8-groups-128", GROUPS_GRAPH),
+    engine_report.Candidate("openvino", "int8-mixed-128", MIXED_GRAPH),
+    engine_report.Candidate("openvino", "int8-mixed-32", FINE_GRAPH),
 )
 GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
 LIBRARIES = ("torch", "onnxruntime", "openvino")
 MAX_ROWS = 256
 HELD_OUT = ("calibration", "test", "validation")
-ROWS_FOR_SCALES = 24  # of static int8
+ROWS_FOR_ROUNDING = 128  # of weights, for int8 by groups
+ROWS_FOR_SCALES = 24  # of activations, and to tell which products are delicate
 ROWS_IN_OTHER_COMPANY = 32
 SPEED_ROUNDS = 3
 SPEED_BATCHES = {1: 8, 8: 3, 32: 1}
+# An engine that takes so many times as long as torch in fp32 is rejected without more ado.
+TOO_SLOW = 4
 # Engines slower than this share of the fastest are not measured again.
 WORTH_ANOTHER_LOOK = 0.7
 
@@ -85,9 +94,11 @@ class _Trial:
 
     predictor: predict.Predictor
     tokens: list[list[int]]
+    typical: list[list[int]]  # by which weights are rounded: other rows, as far as there are any
     reference: fidelity.Logits
     certify_rows: fidelity.CertifyRows | None
     workload: speed.Workload
+    patience_s: float  # for one row; an engine that takes longer is not worth judging
 
     @property
     def source(self) -> checkpoint.Checkpoint:
@@ -129,15 +140,20 @@ def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predi
     rows = _held_out(options, store, predictor)
     certify_rows = _certify_rows(rows, predictor)
     enough = max(MAX_ROWS, len(rows[0]))  # all of the first part: certificates may rest on it
-    texts = [text for part in rows for text in part.texts][:enough]
-    tokens = [encoded.ids for encoded in predictor.tokenizer.encode(texts)]
+    texts = [text for part in rows for text in part.texts][: enough + ROWS_FOR_ROUNDING]
+    every = [encoded.ids for encoded in predictor.tokenizer.encode(texts)]
+    tokens, others = every[:enough], every[enough:]
     logger.info("judging engines on %d held-out rows", len(tokens))
+    workload = speed.Workload.of(tokens, pad_id=predictor.tokenizer.pad_id)
+    reference = predictor.logits(tokens)
     return _Trial(
         predictor,
         tokens,
-        predictor.logits(tokens),
+        (others + tokens)[:ROWS_FOR_ROUNDING],
+        reference,
         certify_rows,
-        speed.Workload.of(tokens, pad_id=predictor.tokenizer.pad_id),
+        workload,
+        TOO_SLOW / speed.rows_per_second(predictor.engine, workload, size=1, batches=4),
     )
 
 
@@ -171,14 +187,30 @@ def _certify_rows(parts: list[data.LabelledText], predictor: predict.Predictor) 
 
 def _write_graphs(trial: _Trial, folder: Path) -> dict[str, str]:
     """Write all graphs; returns why those that failed did."""
-    rows = trial.tokens[:: max(1, len(trial.tokens) // ROWS_FOR_SCALES)]
-    pad_id = trial.predictor.tokenizer.pad_id
-    graph = folder / FP32_GRAPH
+    rows, pad_id = trial.typical, trial.predictor.tokenizer.pad_id
+    graph, mapped = folder / FP32_GRAPH, folder / OPENVINO_GRAPH
+    few = rows[:ROWS_FOR_SCALES]
+
+    @functools.cache
+    def seen() -> dict[str, int8_groups.Activations]:
+        return int8_groups.observe(mapped, rows=rows, pad_id=pad_id)
+
+    @functools.cache
+    def rounded(group: int) -> int8_groups.Rounding:
+        return int8_groups.rounding_of(mapped, seen=seen(), group=group)
+
+    @functools.cache
+    def mixed() -> list[str]:
+        return int8_groups.mixed(mapped, rounded(128), rows=few, pad_id=pad_id)
+
     writers: dict[str, Callable[[], None]] = {
         FP32_GRAPH: lambda: exporting.export(trial.source, graph),
-        OPENVINO_GRAPH: lambda: exporting.to_openvino(graph, folder / OPENVINO_GRAPH),
-        DYNAMIC_GRAPH: lambda: exporting.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
-        STATIC_GRAPH: lambda: exporting.quantise_static(graph, folder / STATIC_GRAPH, rows=rows, pad_id=pad_id),
+        OPENVINO_GRAPH: lambda: exporting.to_openvino(graph, mapped),
+        DYNAMIC_GRAPH: lambda: quantising.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
+        STATIC_GRAPH: lambda: quantising.quantise_static(graph, folder / STATIC_GRAPH, rows=few, pad_id=pad_id),
+        GROUPS_GRAPH: lambda: int8_groups.write(mapped, folder / GROUPS_GRAPH, rounded(128)),
+        MIXED_GRAPH: lambda: int8_groups.write(mapped, folder / MIXED_GRAPH, rounded(128), names=mixed()),
+        FINE_GRAPH: lambda: int8_groups.write(mapped, folder / FINE_GRAPH, rounded(32), names=mixed()),
     }
     failed: dict[str, str] = {}
     for name, write in writers.items():
@@ -214,19 +246,22 @@ def _build(candidate: engine_report.Candidate, trial: _Trial) -> engines.Engine:
 
 
 def _judged(candidate: engine_report.Candidate, engine: engines.Engine, trial: _Trial) -> engine_report.Candidate:
+    size = sum(path.stat().st_size for path in _files(candidate, trial.source))
+    candidate = dataclasses.replace(candidate, megabytes=round(size / 1e6, 1))
+    rate = speed.rows_per_second(engine, trial.workload, size=1, batches=1)
+    if 1 / rate > trial.patience_s:  # bfloat16 without hardware for it, for instance: not worth minutes
+        return dataclasses.replace(candidate, rows_per_second=round(rate, 1), reason=f"{TOO_SLOW}x slower than torch")
     own = dataclasses.replace(trial.predictor, engine=engine).logits(trial.tokens)
     policy = trial.predictor.policy
     found = fidelity.compare(
         trial.reference, own, alone=_in_other_company(engine, trial), temperature=policy.temperature
     )
     reason = fidelity.fault(found) or fidelity.certificate_fault(policy, own, trial.certify_rows)
-    size = sum(path.stat().st_size for path in _files(candidate, trial.source))
     speeds = _speeds(engine, trial)
     return dataclasses.replace(
         candidate,
         **found._asdict(),
         **_speed_fields([speeds]),
-        megabytes=round(size / 1e6, 1),
         passed=reason is None,
         reason=reason,
     )

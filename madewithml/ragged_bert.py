@@ -1,16 +1,16 @@
 """A BERT classifier that takes its rows end to end, for export; see `ragged` for what that is good for.
 
 It computes the same logits from the same weights as Transformers' own module, in another order of work: everything but
-attention on the tokens alone, without padding; queries, keys and values in one product; of the last layer only what the
-head reads, which is the first token of each row.
+attention on the tokens alone, without padding; of the last layer only what the head reads, which is the first token of
+each row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 MASKED = -1e9  # added to the score of a place without a token
@@ -38,23 +38,27 @@ class RaggedBert(nn.Module):
         with torch.no_grad():
             positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         self.positions = nn.Parameter(positions)
-        self.layers = nn.ModuleList(_RaggedLayer(layer, only_first=layer is layers[-1]) for layer in layers)
+        self.layers = nn.ModuleList(_RaggedLayer(layer) for layer in layers)
         self.pooler, self.classifier = classifier.bert.pooler, classifier.classifier
         self.eval()
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the exporter passes them by position
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
         places: torch.Tensor,
         slots: torch.Tensor,
+        owners: torch.Tensor,
+        rows: torch.Tensor,
         mask: torch.Tensor,
     ) -> torch.Tensor:
         """Logits, float32 [n, k], of a batch as `ragged.lay_out` gives it."""
         hidden = self.norm(self.words(ids) + self.positions[positions])[None]  # [1, t, width]
-        bias = ((1.0 - mask.float()) * MASKED)[:, None, None, :]
-        for layer in self.layers:
-            hidden = layer(hidden, places, slots, bias)
+        # Rows that share a line of the rectangle do not see each other.
+        bias = ((owners[:, :, None] != owners[:, None, :]).float() * MASKED)[:, None]
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, slots, bias, places)
+        hidden = self.layers[-1](hidden, rows, ((1.0 - mask.float()) * MASKED)[:, None, None, :])
         pooled = self.pooler.activation(self.pooler.dense(hidden[0]))
         logits: torch.Tensor = self.classifier(pooled)
         return logits
@@ -63,34 +67,55 @@ class RaggedBert(nn.Module):
 class _RaggedLayer(nn.Module):
     """One layer.
 
+    Attention is written out, with a product each for queries, keys and values: engines know that form and compute it
+    as one, without moving the heads in memory. Queries come scaled by one over the root of the head's size.
+
     Args:
         layer: Transformers' `BertLayer`.
-        only_first: Whether only the first token of each row is asked for.
     """
 
-    def __init__(self, layer: Any, *, only_first: bool) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         attention = layer.attention.self
-        parts = (attention.query, attention.key, attention.value)
         self.heads, self.head_size = attention.num_attention_heads, attention.attention_head_size
-        self.only_first = only_first
-        self.together = nn.Linear(parts[0].in_features, 3 * attention.all_head_size)
-        self.together.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
-        self.together.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+        self.query = _scaled(attention.query, 1.0 / math.sqrt(self.head_size))
+        self.key, self.value = attention.key, attention.value
         self.attended, self.intermediate, self.output = layer.attention.output, layer.intermediate, layer.output
 
     def forward(
-        self, hidden: torch.Tensor, places: torch.Tensor, slots: torch.Tensor, bias: torch.Tensor
+        self, hidden: torch.Tensor, slots: torch.Tensor, bias: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
-        rows, length = slots.shape
-        rectangle = self.together(hidden)[0].index_select(0, slots.reshape(-1))
-        query, key, value = rectangle.view(rows, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.only_first:
-            query, hidden = query[:, :, :1], hidden[:, slots[:, 0]]
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+        """The tokens after this layer, [1, t, width].
+
+        Args:
+            hidden: The tokens before, [1, t, width].
+            slots: Which of them stands at each place of the rectangle, [m, length].
+            bias: Added to the scores, [m, 1, 1 or length, length].
+            places: Where each token stands in the flat rectangle, [t]; without it only the first token of each line of
+                the rectangle is asked for.
+        """
+        query, key, value = (self._heads(part(hidden), slots) for part in (self.query, self.key, self.value))
+        if places is None:
+            query, hidden = query[:, :1], hidden[:, slots[:, 0]]
+        scores = query.permute(0, 2, 1, 3) @ key.permute(0, 2, 3, 1) + bias
+        context = (torch.softmax(scores, dim=-1) @ value.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
         context = context.reshape(-1, self.heads * self.head_size)
-        if not self.only_first:
+        if places is not None:
             context = context.index_select(0, places)
         attended = self.attended(context[None], hidden)
         result: torch.Tensor = self.output(self.intermediate(attended), attended)
         return result
+
+    def _heads(self, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Tokens [1, t, width] in the rectangle: [m, length, heads, head_size]."""
+        lines, length = slots.shape
+        return tokens[0].index_select(0, slots.reshape(-1)).view(lines, length, self.heads, self.head_size)
+
+
+@torch.no_grad()
+def _scaled(linear: nn.Linear, factor: float) -> nn.Linear:
+    """A linear layer whose output is multiplied by the factor."""
+    scaled = nn.Linear(linear.in_features, linear.out_features)
+    scaled.weight.copy_(linear.weight * factor)
+    scaled.bias.copy_(linear.bias * factor)
+    return scaled

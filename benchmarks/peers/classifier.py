@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from madewithml import ragged
 THRESHOLD = 0.9
 ABSTAIN_LABEL = "other"
 MAX_BATCH_SIZE = 16
+GROUPS = re.compile(r"int8-[a-z]+-(\d+)")  # how many channels share a scale
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -34,7 +36,8 @@ class Classifier:
     Args:
         checkpoint_folder: Folder with `checkpoint.json`, `tokenizer.json` and, for an exported engine, `engines/`.
         engine: `torch`, `onnxruntime` or `openvino`.
-        precision: `fp32` or `bf16`; openvino alone takes notice of it, a quantised graph says it itself.
+        precision: `fp32`, `bf16` or `int8-*-N`; openvino alone takes notice of it, other quantised graphs say it
+            themselves.
         file: Graph under `engines/`; `torch` reads the weights of the folder instead.
     """
 
@@ -175,6 +178,8 @@ def _openvino(graph: Path, precision: str) -> Run:
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
+    if match := GROUPS.fullmatch(precision):
+        configuration["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = int(match[1])
     compiled = openvino.Core().compile_model(str(graph), "CPU", configuration)
     request, inputs_of = compiled.create_infer_request(), _inputs_of({node.any_name for node in compiled.inputs})
 
