@@ -35,6 +35,7 @@ OPENVINO_PRECISIONS = {
     "bf16": ("bf16", 0),
     "int8-groups-128": ("f32", 128),
     "int8-mixed-128": ("f32", 128),
+    "int8-mixed-64": ("f32", 64),
     "int8-mixed-32": ("f32", 32),
 }
 

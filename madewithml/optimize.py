@@ -46,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 FP32_GRAPH, DYNAMIC_GRAPH, STATIC_GRAPH = "model.onnx", "model-int8-dynamic.onnx", "model-int8.onnx"
 OPENVINO_GRAPH = "model.xml"
-GROUPS_GRAPH, MIXED_GRAPH, FINE_GRAPH = "model-int8.xml", "model-int8-mixed.xml", "model-int8-fine.xml"
+GROUPS_GRAPH = "model-int8-groups.xml"
+MIXED_GRAPHS = {group: f"model-int8-mixed-{group}.xml" for group in (128, 64, 32)}
 CANDIDATES = (
     engine_report.Candidate("torch", "fp32", None),
     engine_report.Candidate("onnxruntime", "fp32", FP32_GRAPH),
@@ -55,8 +56,7 @@ CANDIDATES = (
     engine_report.Candidate("openvino", "fp32", OPENVINO_GRAPH),
     engine_report.Candidate("openvino", "bf16", OPENVINO_GRAPH),
     engine_report.Candidate("openvino", "int8-groups-128", GROUPS_GRAPH),
-    engine_report.Candidate("openvino", "int8-mixed-128", MIXED_GRAPH),
-    engine_report.Candidate("openvino", "int8-mixed-32", FINE_GRAPH),
+    *(engine_report.Candidate("openvino", f"int8-mixed-{group}", file) for group, file in MIXED_GRAPHS.items()),
 )
 GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
 LIBRARIES = ("torch", "onnxruntime", "openvino")
@@ -203,15 +203,18 @@ def _write_graphs(trial: _Trial, folder: Path) -> dict[str, str]:
     def mixed() -> list[str]:
         return int8_groups.mixed(mapped, rounded(128), rows=few, pad_id=pad_id)
 
+    def write_mixed(target: Path, group: int) -> None:
+        int8_groups.write(mapped, target, rounded(group), names=mixed())
+
     writers: dict[str, Callable[[], None]] = {
         FP32_GRAPH: lambda: exporting.export(trial.source, graph),
         OPENVINO_GRAPH: lambda: exporting.to_openvino(graph, mapped),
         DYNAMIC_GRAPH: lambda: quantising.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
         STATIC_GRAPH: lambda: quantising.quantise_static(graph, folder / STATIC_GRAPH, rows=few, pad_id=pad_id),
         GROUPS_GRAPH: lambda: int8_groups.write(mapped, folder / GROUPS_GRAPH, rounded(128)),
-        MIXED_GRAPH: lambda: int8_groups.write(mapped, folder / MIXED_GRAPH, rounded(128), names=mixed()),
-        FINE_GRAPH: lambda: int8_groups.write(mapped, folder / FINE_GRAPH, rounded(32), names=mixed()),
     }
+    for group, file in MIXED_GRAPHS.items():
+        writers[file] = functools.partial(write_mixed, folder / file, group)
     failed: dict[str, str] = {}
     for name, write in writers.items():
         reason = failed.get(FP32_GRAPH) or _failure(write)  # the other graphs are made from the first

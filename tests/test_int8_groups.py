@@ -79,7 +79,7 @@ def test_what_goes_into_a_product_is_seen_without_padding(mapped: Path) -> None:
         np.testing.assert_allclose(activations.largest, np.abs(activations.sample).max(axis=0))
 
 
-def test_half_of_the_error_is_left_where_the_most_delicate_products_are(
+def test_the_most_delicate_products_are_left_as_they_are(
     mapped: Path, rounded: int8_groups.Rounding, expected: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:
     names = int8_groups.mixed(mapped, rounded, rows=ROWS, pad_id=0)

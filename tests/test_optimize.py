@@ -157,7 +157,7 @@ def test_an_engine_that_fails_or_has_no_graph_is_reported_and_the_others_go_on(
     def broken(*_args: object, **_options: object) -> None:
         raise RuntimeError("no such thing\nmore")
 
-    monkeypatch.setattr(optimize.exporting, "quantise_static", broken)
+    monkeypatch.setattr(optimize.quantising, "quantise_static", broken)
     monkeypatch.setattr(engines, "OpenVinoEngine", broken)
     document = optimize.optimize_run(optimize.OptimizeOptions(trained.run_id), settings)
     reasons = {(c["engine"], c["precision"]): c["reason"] for c in document["candidates"]}
