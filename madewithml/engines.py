@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Logits = npt.NDArray[np.float32]
 NAMES = ("auto", "torch", "onnxruntime", "openvino")
+PADDED_INPUTS = ("input_ids", "attention_mask")
 LENGTH_STEP = 8
 # Of each precision what OpenVINO calls that of the computation, and how many channels share a scale when activations
 # are rounded to int8; 0 where they are not.
@@ -119,7 +120,7 @@ class OnnxRuntimeEngine:
         self.precision = precision
         self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         self._names = {node.name for node in self._session.get_inputs()}
-        self.pads = not ragged.takes(self._names)
+        self.pads = _pads(self._names, graph)
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
@@ -159,7 +160,7 @@ class OpenVinoEngine:
         )
         self.precision = precision
         self._names = {node.any_name for node in compiled.inputs}
-        self.pads = not ragged.takes(self._names)
+        self.pads = _pads(self._names, graph)
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)
         self._lock = threading.Lock()  # the request's memory holds one computation, and several threads may ask
@@ -190,6 +191,20 @@ class OpenVinoEngine:
         wide = np.zeros((rows, width), dtype=np.int64)
         wide[:, :length] = values
         return wide
+
+
+def _pads(names: set[str], graph: Path) -> bool:
+    """Whether a graph with these inputs takes padded batches, not ragged ones.
+
+    Raises:
+        CheckpointError: It takes neither: another version exported it.
+    """
+    if names <= set(PADDED_INPUTS):
+        return True
+    if ragged.takes(names):
+        return False
+    msg = f"the graph {str(graph)!r} has inputs of another version ({', '.join(sorted(names))}): optimise the run again"
+    raise errors.CheckpointError(msg)
 
 
 class Choice(NamedTuple):

@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from madewithml import checkpoint, errors, models, ragged, ragged_bert, tokenization
+from madewithml import checkpoint, engines, errors, models, ragged, ragged_bert, tokenization
 
 if TYPE_CHECKING:
     import openvino
 
-INPUTS = ("input_ids", "attention_mask")
-PADDED_AXES = {name: {0: "rows", 1: "length"} for name in INPUTS} | {"logits": {0: "rows"}}
+PADDED_AXES = {name: {0: "rows", 1: "length"} for name in engines.PADDED_INPUTS} | {"logits": {0: "rows"}}
 RAGGED_AXES = {
     **{name: {0: "tokens"} for name in ("ids", "positions", "places")},
-    **{name: {0: "lines", 1: "width"} for name in ("slots", "owners")},
+    **{name: {0: "lines", 1: "width"} for name in ("occupants", "owners")},
     **{name: {0: "rows", 1: "length"} for name in ("rows", "mask")},
     "logits": {0: "rows"},
 }
@@ -67,7 +66,11 @@ def export(source: checkpoint.Checkpoint, target: Path, *, may_be_ragged: bool =
     if may_be_ragged and ragged_bert.suits(classifier):
         model, inputs, axes = ragged_bert.RaggedBert(classifier), ragged.lay_out(ids, mask), RAGGED_AXES
     else:
-        model, inputs, axes = _LogitsOnly(classifier), dict(zip(INPUTS, (ids, mask), strict=True)), PADDED_AXES
+        model, inputs, axes = (
+            _LogitsOnly(classifier),
+            dict(zip(engines.PADDED_INPUTS, (ids, mask), strict=True)),
+            PADDED_AXES,
+        )
     try:
         with quiet(), torch.inference_mode():
             # The tracing exporter: OpenVINO cannot read what torch's newer one writes for these models.
@@ -87,7 +90,11 @@ def export(source: checkpoint.Checkpoint, target: Path, *, may_be_ragged: bool =
 
 def inputs_of(names: set[str], ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
     """What a graph whose inputs have these names is given for a padded batch, both int64 [n, length]."""
-    return ragged.lay_out(ids, mask, names) if ragged.takes(names) else dict(zip(INPUTS, (ids, mask), strict=True))
+    return (
+        ragged.lay_out(ids, mask, names)
+        if ragged.takes(names)
+        else dict(zip(engines.PADDED_INPUTS, (ids, mask), strict=True))
+    )
 
 
 def to_openvino(graph: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from madewithml import tokenization
 
 # The names of the graph's inputs, in the order in which the module takes them.
-INPUTS = ("ids", "positions", "places", "slots", "owners", "rows", "mask")
+INPUTS = ("ids", "positions", "places", "occupants", "owners", "rows", "mask")
 # Tokens are filled up to a multiple of this: engines keep code and memory prepared for each number they have seen.
 TOKEN_STEP = 8
 NOBODY = -1
@@ -42,8 +42,9 @@ def lay_out(
     Returns:
         By input name, all int64, for t tokens in all, rounded up to a multiple of `TOKEN_STEP`, and a rectangle of m
         lines: `ids` [t], row after row; `positions` [t], of each token in its row; `places` [t], of each token in the
-        flat rectangle; `slots` [m, width], which token stands at each place (0 where none does); `owners` [m, width],
-        the row it belongs to (`NOBODY` where there is none); `rows` [n, length], the tokens of each row; `mask`.
+        flat rectangle; `occupants` [m, width], which token stands at each place (0 where none does); `owners`
+        [m, width], the row it belongs to (`NOBODY` where there is none); `rows` [n, length], the tokens of each row;
+        `mask`.
     """
     lengths = mask.sum(axis=1)
     width, count = int(lengths.max(initial=1)), int(lengths.sum())
@@ -55,13 +56,13 @@ def lay_out(
     ragged[1, :count] = filled
     places = ragged[2, :count]
     places[:] = np.repeat(at, lengths) + filled
-    slots = np.zeros(lines * width, dtype=np.int64)
-    slots[places] = np.arange(count)
+    occupants = np.zeros(lines * width, dtype=np.int64)
+    occupants[places] = np.arange(count)
     owners = np.full(lines * width, NOBODY, dtype=np.int64)
     owners[places] = np.repeat(np.arange(len(ids)), lengths)
     rows = (starts[:, None] + np.arange(mask.shape[1])) * mask
     shape = (lines, width)
-    values = (ragged[0], ragged[1], ragged[2], slots.reshape(shape), owners.reshape(shape), rows, mask)
+    values = (ragged[0], ragged[1], ragged[2], occupants.reshape(shape), owners.reshape(shape), rows, mask)
     return {name: value for name, value in zip(INPUTS, values, strict=True) if name in inputs}
 
 

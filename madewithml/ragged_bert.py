@@ -47,7 +47,7 @@ class RaggedBert(nn.Module):
         ids: torch.Tensor,
         positions: torch.Tensor,
         places: torch.Tensor,
-        slots: torch.Tensor,
+        occupants: torch.Tensor,
         owners: torch.Tensor,
         rows: torch.Tensor,
         mask: torch.Tensor,
@@ -57,7 +57,7 @@ class RaggedBert(nn.Module):
         # Rows that share a line of the rectangle do not see each other.
         bias = ((owners[:, :, None] != owners[:, None, :]).float() * MASKED)[:, None]
         for layer in self.layers[:-1]:
-            hidden = layer(hidden, slots, bias, places)
+            hidden = layer(hidden, occupants, bias, places)
         hidden = self.layers[-1](hidden, rows, ((1.0 - mask.float()) * MASKED)[:, None, None, :])
         pooled = self.pooler.activation(self.pooler.dense(hidden[0]))
         logits: torch.Tensor = self.classifier(pooled)
@@ -83,20 +83,20 @@ class _RaggedLayer(nn.Module):
         self.attended, self.intermediate, self.output = layer.attention.output, layer.intermediate, layer.output
 
     def forward(
-        self, hidden: torch.Tensor, slots: torch.Tensor, bias: torch.Tensor, places: torch.Tensor | None = None
+        self, hidden: torch.Tensor, occupants: torch.Tensor, bias: torch.Tensor, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The tokens after this layer, [1, t, width].
 
         Args:
             hidden: The tokens before, [1, t, width].
-            slots: Which of them stands at each place of the rectangle, [m, length].
+            occupants: Which of them stands at each place of the rectangle, [m, length].
             bias: Added to the scores, [m, 1, 1 or length, length].
             places: Where each token stands in the flat rectangle, [t]; without it only the first token of each line of
                 the rectangle is asked for.
         """
-        query, key, value = (self._heads(part(hidden), slots) for part in (self.query, self.key, self.value))
+        query, key, value = (self._heads(part(hidden), occupants) for part in (self.query, self.key, self.value))
         if places is None:
-            query, hidden = query[:, :1], hidden[:, slots[:, 0]]
+            query, hidden = query[:, :1], hidden[:, occupants[:, 0]]
         scores = query.permute(0, 2, 1, 3) @ key.permute(0, 2, 3, 1) + bias
         context = (torch.softmax(scores, dim=-1) @ value.permute(0, 2, 1, 3)).permute(0, 2, 1, 3)
         context = context.reshape(-1, self.heads * self.head_size)
@@ -106,10 +106,10 @@ class _RaggedLayer(nn.Module):
         result: torch.Tensor = self.output(self.intermediate(attended), attended)
         return result
 
-    def _heads(self, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    def _heads(self, tokens: torch.Tensor, occupants: torch.Tensor) -> torch.Tensor:
         """Tokens [1, t, width] in the rectangle: [m, length, heads, head_size]."""
-        lines, length = slots.shape
-        return tokens[0].index_select(0, slots.reshape(-1)).view(lines, length, self.heads, self.head_size)
+        lines, length = occupants.shape
+        return tokens[0].index_select(0, occupants.reshape(-1)).view(lines, length, self.heads, self.head_size)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -55,3 +56,16 @@ def test_without_a_number_torch_uses_every_core(found: checkpoint.Checkpoint) ->
 def test_an_unknown_engine_is_refused_with_the_known_ones(found: checkpoint.Checkpoint) -> None:
     with pytest.raises(errors.UsageError, match=r"^no engine 'tensorrt': choose from auto, torch"):
         engines.load(found, name="tensorrt")
+
+
+def test_a_graph_that_another_version_exported_is_an_error_that_says_so(tmp_path: Path) -> None:
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in ("ids", "slots")]
+    output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [None])
+    node = onnx.helper.make_node("Add", ["ids", "slots"], ["logits"])
+    graph = onnx.helper.make_graph([node], "old", inputs, [output])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(
+        errors.CheckpointError, match=r"inputs of another version \(ids, slots\): optimise the run again"
+    ):
+        engines.OnnxRuntimeEngine(tmp_path / "model.onnx", precision="fp32", threads=1)

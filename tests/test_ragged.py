@@ -25,7 +25,7 @@ def test_the_inputs_are_those_of_the_graph_and_all_int64() -> None:
 
 def test_through_the_rectangle_and_back_every_token_is_where_it_was() -> None:
     batch = laid_out()
-    rectangle = batch["ids"][batch["slots"]]
+    rectangle = batch["ids"][batch["occupants"]]
     for row, tokens in enumerate(ROWS):
         assert rectangle[batch["owners"] == row].tolist() == tokens
     assert rectangle.ravel()[batch["places"]][:9].tolist() == batch["ids"][:9].tolist()
@@ -48,7 +48,7 @@ def test_the_tokens_of_each_row_are_known_too() -> None:
 def test_columns_without_a_token_cost_nothing() -> None:
     ids, mask = tokenization.pad(ROWS, pad_id=0)
     wide = ragged.lay_out(np.pad(ids, ((0, 0), (0, 9))), np.pad(mask, ((0, 0), (0, 9))))
-    for name in ("ids", "positions", "places", "slots", "owners"):
+    for name in ("ids", "positions", "places", "occupants", "owners"):
         assert wide[name].tolist() == laid_out()[name].tolist()
 
 
