@@ -37,7 +37,7 @@ ROWS = 64
 LONG_BODIES = 3
 LONG_TEXT = "deep layers " * 5000  # beyond HAProxy's ordinary buffers
 CONNECTIONS = 32
-DISK_MB = 2048
+DISK_MB = 4096
 CAPACITY_S = 6
 
 

@@ -14,7 +14,7 @@ import functools
 import importlib.metadata
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,7 +317,7 @@ def _with_speeds(tried: list[engine_report.Candidate], trial: _Trial) -> list[en
 
 def _report(candidates: list[engine_report.Candidate], trial: _Trial) -> engine_report.EngineReport:
     chosen = next(candidate for candidate in candidates if candidate.passed)
-    kept = {path for c in candidates if c.passed and c.file for path in _files(c, trial.source)}
+    kept = {path for c in candidates if c.file and _has_use(c, candidates) for path in _files(c, trial.source)}
     engine = _build(chosen, trial)
     return engine_report.EngineReport(
         engine=chosen.engine,
@@ -335,8 +335,14 @@ def _report(candidates: list[engine_report.Candidate], trial: _Trial) -> engine_
     )
 
 
+def _has_use(candidate: engine_report.Candidate, candidates: Sequence[engine_report.Candidate]) -> bool:
+    """Whether it may ever serve: the fastest of its engine on this host, or fp32, which is trusted on another one."""
+    first = next((c for c in candidates if c.engine == candidate.engine and c.passed), None)
+    return candidate.passed and (candidate is first or candidate.precision == "fp32")
+
+
 def _tidy(folder: Path, *, keep: set[str]) -> None:
-    """Remove the graphs that no admitted engine runs."""
+    """Remove the graphs that no engine will run."""
     for path in folder.iterdir():
         if path.suffix in GRAPH_SUFFIXES and path.name not in keep:
             path.unlink()

@@ -51,9 +51,13 @@ def test_the_fastest_that_passed_is_chosen(optimised: dict[str, Any]) -> None:
     assert (optimised["engine"], optimised["precision"]) == (fastest["engine"], fastest["precision"])
 
 
-def test_only_graphs_of_admitted_engines_are_kept(optimised: dict[str, Any], checkpoint_folder: Path) -> None:
+def test_only_graphs_that_may_serve_are_kept_the_fastest_of_each_engine_and_fp32(
+    optimised: dict[str, Any], checkpoint_folder: Path
+) -> None:
     kept = {path.name for path in (checkpoint_folder / checkpoint.ENGINES).iterdir()} - {checkpoint.ENGINE_REPORT}
-    graphs = {c["file"] for c in optimised["candidates"] if c["passed"]} - {None}
+    passed = [c for c in optimised["candidates"] if c["passed"] and c["file"]]
+    fastest = {c["engine"]: c["file"] for c in reversed(passed)}
+    graphs = {*fastest.values(), *(c["file"] for c in passed if c["precision"] == "fp32")}
     weights = {name.replace(".xml", ".bin") for name in graphs}
     assert kept == set(optimised["files"]) == graphs | weights
 
