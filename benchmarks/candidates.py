@@ -60,7 +60,7 @@ class Models:
 
     def predictor(self, run_id: str) -> predict.Predictor:
         """What a run answers with, on the engine that a service takes."""
-        return predict.TorchPredictor.from_checkpoint(self.store.best_checkpoint(run_id), threads=1)
+        return predict.TorchPredictor.from_checkpoint(self.store.best_checkpoint(run_id), engine="auto", threads=1)
 
     def promote(self, run_id: str) -> None:
         """Move the alias."""
