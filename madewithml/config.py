@@ -93,7 +93,7 @@ class Settings(pydantic_settings.BaseSettings):
     max_rows: int = pydantic.Field(default=1000, ge=1)
     max_body_bytes: int = pydantic.Field(default=4 * 1024 * 1024, ge=1024)
     max_queue_rows: int = pydantic.Field(default=2000, ge=1)
-    max_queue_s: float = pydantic.Field(default=10.0, gt=0)
+    max_queue_s: float = pydantic.Field(default=20.0, gt=0)
     max_text_characters: int | None = pydantic.Field(default=None, ge=1)
     max_headers: int = pydantic.Field(default=100, ge=1)
     max_header_bytes: int = pydantic.Field(default=32 * 1024, ge=1024)

@@ -52,7 +52,7 @@ RAY_SERVE = {
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # Ray Serve's own housekeeping, ten times a second by default, costs two per cent of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a line to parse for each request
@@ -60,6 +60,9 @@ RAY_SERVE = {
 # An HAProxy whose configuration was replaced goes on until what it accepted is answered, and no longer than this.
 HARD_STOP_VARIABLE = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 HARD_STOP_MARGIN_S = 10
+# In a redeploy half of the replicas start at a time, while the old ones still answer: all of them at once would take the
+# cores from those that answer.
+SURGE_PERCENT = 50
 LAUNCHER = "madewithml-haproxy"
 
 
@@ -335,7 +338,7 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
     application = replica.options(
         num_replicas=planned.replicas,
         ray_actor_options={"num_cpus": int(share) if share >= 1 else share},
-        max_surge_percent=100,
+        max_surge_percent=SURGE_PERCENT,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         max_constructor_retry_count=1,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),

@@ -25,8 +25,10 @@ STANDING_S = 60.0
 FLOOD_WAIT_S = 0.1
 # Nor is it a flood what comes in the first moments of a replica: it is what waited for one to come.
 START_S = 10.0
-# So few rows are no flood, however long one takes: some callers who wait for each answer cannot make more.
-FLOOD_ROWS = 32
+# So few rows are no flood, however long one takes.
+FLOOD_ROWS = 16
+# Nor does a minute make one of so few: some callers who wait for each answer cannot make more.
+STANDING_ROWS = 32
 # Of one call's rows these count, at most: a long list takes its turns little by little, and is one caller's.
 CALL_ROWS = 16
 
@@ -73,7 +75,8 @@ class Admission:
         self._usual += 0.05 * (seconds - self._usual)
         comes = max(self._note(seconds), (offered or 0.0) * self._usual)
         much = comes > FLOOD and now - self._first > START_S
-        self.flooded = (much or now - self._short > STANDING_S) and waiting > FLOOD_ROWS
+        stands = now - self._short > STANDING_S
+        self.flooded = (much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)
         if not waiting:
             return
         if waiting + rows > self._max_queue_rows:

@@ -183,10 +183,14 @@ class Batcher:
         return self._token_seconds * sum(lengths[: admission.CALL_ROWS])
 
     def _shed(self) -> None:
-        """Refuse the calls of the last moment that would wait longer than a call may in a flood."""
+        """Refuse what the flood brought, but for what a call may wait for in a flood.
+
+        Those that came last stay: they will be answered soon after they came, and the first cannot be any more.
+        """
         since = time.monotonic() - admission.WINDOW_S
         late_s = 0.0
-        for call in sorted((call for call in self._calls if call.since > since), key=lambda call: call.since):
+        brought = (call for call in self._calls if call.since > since)
+        for call in sorted(brought, key=lambda call: call.since, reverse=True):
             late_s += self._seconds([len(waiting.row.ids) for waiting in call.rows])
             if late_s > admission.FLOOD_WAIT_S:
                 msg = "many times more calls came than can be answered: try again later"

@@ -45,13 +45,14 @@ READING_TIMEOUT_S = 60
 # where one failed: one that is busy would count as dead.
 CHECK_TIMEOUT_S = 4
 # To refuse a call costs a replica half a millisecond, an HAProxy a twentieth of that. Where so many calls a second come
-# for each replica, and the replicas refuse so many, HAProxy lets so many through and refuses the rest by itself. It
-# tells replicas how many came: they judge by that whether it is a flood, not by what is let through.
+# for each replica, and the replicas refuse so many, HAProxy lets half as many again through as are answered, and so many
+# more for each replica, and refuses the rest by itself. It tells replicas how many came: they judge by that whether it
+# is a flood, not by what is let through.
 RUSH = 400
 REFUSING = 100
-ENOUGH = 200
+SPARE = 50
 OFFERED_HEADER = "X-Offered-Rate"
-REFUSALS = "refusals"  # table in which refusals are counted
+ANSWERS = "answers"  # table in which answers and refusals are counted
 START_TIMEOUT_S = 10.0
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
@@ -93,7 +94,7 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
             rewritten.append(_on_loopback(section))
     # The other HAProxy has tried its best when it says no.
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
-    table = f"backend {REFUSALS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s)\n"
+    table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
     return "".join([*rewritten, backend, table])
 
 
@@ -146,11 +147,13 @@ def _rush(replicas: Mapping[str, int], pages: Path) -> list[str]:
     total = max(1, sum(replicas.values()))
     answer = f"content-type application/problem+json file {pages / REFUSAL} hdr Retry-After 1"
     return [
-        f"http-request track-sc0 int(1) table {REFUSALS} if METH_POST",
+        f"http-request track-sc0 int(1) table {ANSWERS} if METH_POST",
         f"http-response sc-inc-gpc0(0) if {{ status {OVERLOADED[0]} }}",
+        "http-response sc-inc-gpc1(0) if { status 200 }",
+        f"http-request set-var(txn.enough) sc0_gpc1_rate,mul(3),div(2),add({SPARE * total}) if METH_POST",
         f"acl rush fe_req_rate gt {RUSH * total}",
         f"acl refusing sc0_gpc0_rate gt {REFUSING * total}",
-        *(f"acl enough be_sess_rate({name}) gt {ENOUGH * number}" for name, number in replicas.items()),
+        *(f"acl enough be_sess_rate({name}),sub(txn.enough) gt 0" for name in replicas),
         f"acl enough be_conn({BACKEND.split()[1]}) gt {2 * LONG_AT_ONCE}",
         f"http-request return status 429 {answer} if METH_POST rush refusing enough",
         f"http-request del-header {OFFERED_HEADER}",

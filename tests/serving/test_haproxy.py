@@ -111,7 +111,9 @@ class TestRewrite:
     def test_of_a_rush_no_more_is_let_through_than_replicas_can_refuse(self):
         lines = section(rewritten(generated()), haproxy.FRONTEND)
         assert f"acl rush fe_req_rate gt {haproxy.RUSH}" in lines
-        assert f"acl enough be_sess_rate(replicas) gt {haproxy.ENOUGH}" in lines
+        limit = f"sc0_gpc1_rate,mul(3),div(2),add({haproxy.SPARE})"
+        assert f"http-request set-var(txn.enough) {limit} if METH_POST" in lines
+        assert "acl enough be_sess_rate(replicas),sub(txn.enough) gt 0" in lines
         (refusal,) = [line for line in lines if "return status 429 " in line]
         assert refusal.endswith("file /f/429.json hdr Retry-After 1 if METH_POST rush refusing enough")
 
@@ -120,7 +122,7 @@ class TestRewrite:
         text = generated().replace("server one 127.0.0.1:1 check", "\n    ".join(more))
         lines = section(rewritten(text), haproxy.FRONTEND)
         assert f"acl rush fe_req_rate gt {2 * haproxy.RUSH}" in lines
-        assert f"acl enough be_sess_rate(replicas) gt {2 * haproxy.ENOUGH}" in lines
+        assert any(f"add({2 * haproxy.SPARE})" in line for line in lines)
 
     def test_no_client_says_how_many_come(self):
         lines = section(rewritten(generated()), haproxy.FRONTEND)
