@@ -60,8 +60,8 @@ RAY_SERVE = {
 # An HAProxy whose configuration was replaced goes on until what it accepted is answered, and no longer than this.
 HARD_STOP_VARIABLE = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
 HARD_STOP_MARGIN_S = 10
-# In a redeploy half of the replicas start at a time, while the old ones still answer: all of them at once would take the
-# cores from those that answer.
+# In a redeploy half of the replicas start at a time, while the old ones still answer: all at once they would take the
+# cores from those, and what piled up meanwhile would hold up the end of the old ones.
 SURGE_PERCENT = 50
 LAUNCHER = "madewithml-haproxy"
 

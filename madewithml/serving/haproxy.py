@@ -45,9 +45,9 @@ READING_TIMEOUT_S = 60
 # where one failed: one that is busy would count as dead.
 CHECK_TIMEOUT_S = 4
 # To refuse a call costs a replica half a millisecond, an HAProxy a twentieth of that. Where so many calls a second come
-# for each replica, and the replicas refuse so many, HAProxy lets half as many again through as are answered, and so many
-# more for each replica, and refuses the rest by itself. It tells replicas how many came: they judge by that whether it
-# is a flood, not by what is let through.
+# for each replica, and the replicas refuse so many, HAProxy lets half as many again through as are answered, and a few
+# to spare for each replica, and refuses the rest by itself. It tells replicas how many came: they judge by that whether
+# it is a flood, not by what is let through.
 RUSH = 400
 REFUSING = 100
 SPARE = 50
