@@ -63,7 +63,10 @@ HARD_STOP_MARGIN_S = 10
 # In a redeploy half of the replicas start at a time, while the old ones still answer: all at once they would take the
 # cores from those, and what piled up meanwhile would hold up the end of the old ones.
 SURGE_PERCENT = 50
+LOOK_EVERY_S = 0.25  # whether a replica that ends has answered everything, and whether new ones have come up
 LAUNCHER = "madewithml-haproxy"
+APPLICATION = "madewithml"
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def __getattr__(name: str) -> Any:
@@ -276,9 +279,9 @@ def run_on_ray(planned: ServePlan) -> None:
     hard_stop_s = math.ceil(planned.settings.max_request_timeout_s) + HARD_STOP_MARGIN_S
     cluster.set_environment({HARD_STOP_VARIABLE: str(hard_stop_s)})
     cluster.start()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # after Ray's start, which sets handlers of its own
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, SIGHUP):  # after Ray's start, which sets handlers of its own
+        if number is not None:
+            signal.signal(number, on_signal)
     from ray import serve
 
     configuration = os.environ.get("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC")
@@ -286,7 +289,7 @@ def run_on_ray(planned: ServePlan) -> None:
         with following.following(planned.settings, planned.model, planned.target) as folder:
             start_deployment(planned, folder)
             print(planned.announcement, flush=True)  # noqa: T201 - the command's own output
-            while signals.get() not in (signal.SIGINT, signal.SIGTERM):
+            while signals.get() == SIGHUP:
                 _redeploy(planned, folder)
             logger.info("stopping: answering what was accepted")
             if configuration:
@@ -323,7 +326,7 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
         StartError: They did not come up.
     """
     from ray import serve
-    from ray.serve.schema import LoggingConfig
+    from ray.serve.schema import ApplicationStatus, LoggingConfig
 
     from madewithml.serving import deployment
 
@@ -340,6 +343,7 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
         ray_actor_options={"num_cpus": int(share) if share >= 1 else share},
         max_surge_percent=SURGE_PERCENT,
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=LOOK_EVERY_S,
         max_constructor_retry_count=1,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     ).bind(
@@ -347,12 +351,14 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
         settings.threshold,
         plan=dataclasses.asdict(planned.for_replicas(folder)),
     )
-    try:
-        serve.run(application, name="madewithml", route_prefix="/")
-    except RuntimeError as err:
-        applications = serve.status().applications.values()
-        told = [state.message for application in applications for state in application.deployments.values()]
-        raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(told) or err}") from err
+    serve.run_many(
+        [serve.RunTarget(application, name=APPLICATION, route_prefix="/")], wait_for_applications_running=False
+    )
+    while (state := serve.status().applications[APPLICATION]).status != ApplicationStatus.RUNNING:
+        if state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            told = [deployment.message for deployment in state.deployments.values()]
+            raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(told) or state.message}")
+        time.sleep(LOOK_EVERY_S)
 
 
 def _reason(told: Sequence[str]) -> str:
