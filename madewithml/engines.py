@@ -124,8 +124,7 @@ class OnnxRuntimeEngine:
 
     def logits(self, ids: tokenization.Ints, mask: tokenization.Ints) -> Logits:
         """See `Engine.logits`."""
-        padded = {"input_ids": ids, "attention_mask": mask}
-        result: Logits = self._session.run(None, padded if self.pads else ragged.lay_out(ids, mask, self._names))[0]
+        result: Logits = self._session.run(None, inputs_of(self._names, ids, mask))[0]
         return result
 
 
@@ -174,9 +173,9 @@ class OpenVinoEngine:
             return np.array(outputs[self._output])  # a copy: the next call writes into the same memory
 
     def _inputs(self, ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
-        if not self.pads:
-            return ragged.lay_out(ids, mask, self._names)
-        return {"input_ids": self._widened(ids), "attention_mask": self._widened(mask)}
+        if self.pads:
+            ids, mask = self._widened(ids), self._widened(mask)
+        return inputs_of(self._names, ids, mask)
 
     def _widened(self, values: tokenization.Ints) -> tokenization.Ints:
         """With columns that the mask leaves out, up to the next length that the engine shall know.
@@ -191,6 +190,13 @@ class OpenVinoEngine:
         wide = np.zeros((rows, width), dtype=np.int64)
         wide[:, :length] = values
         return wide
+
+
+def inputs_of(names: set[str], ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
+    """What a graph whose inputs have these names is given for a padded batch, both int64 [n, length]."""
+    if ragged.takes(names):
+        return ragged.lay_out(ids, mask, names)
+    return dict(zip(PADDED_INPUTS, (ids, mask), strict=True))
 
 
 def _pads(names: set[str], graph: Path) -> bool:

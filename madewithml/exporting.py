@@ -88,15 +88,6 @@ def export(source: checkpoint.Checkpoint, target: Path, *, may_be_ragged: bool =
         raise errors.InputError(f"the model cannot be exported to ONNX: {str(err).splitlines()[0]}") from err
 
 
-def inputs_of(names: set[str], ids: tokenization.Ints, mask: tokenization.Ints) -> dict[str, tokenization.Ints]:
-    """What a graph whose inputs have these names is given for a padded batch, both int64 [n, length]."""
-    return (
-        ragged.lay_out(ids, mask, names)
-        if ragged.takes(names)
-        else dict(zip(engines.PADDED_INPUTS, (ids, mask), strict=True))
-    )
-
-
 def to_openvino(graph: Path, target: Path) -> None:
     """Write a graph in OpenVINO's own form, `target` and beside it a `.bin` with the weights.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import exporting, quantising, rounding, tokenization
+from madewithml import engines, exporting, quantising, rounding, tokenization
 
 if TYPE_CHECKING:
     import openvino
@@ -169,7 +169,7 @@ class _Runner:
 
     def __call__(self, row: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """All of its outputs; valid until the next call."""
-        inputs = exporting.inputs_of(self._names, *tokenization.pad([row], pad_id=self._pad_id))
+        inputs = engines.inputs_of(self._names, *tokenization.pad([row], pad_id=self._pad_id))
         outputs = self._request.infer(inputs)
         return [outputs[output] for output in self._compiled.outputs]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from madewithml import exporting, tokenization
+from madewithml import engines, exporting, tokenization
 
 if TYPE_CHECKING:
     import onnx
@@ -94,6 +94,6 @@ def _calibration(rows: Sequence[Sequence[int]], *, pad_id: int, names: set[str])
             row = next(self._rows, None)
             if row is None:
                 return None
-            return exporting.inputs_of(names, *tokenization.pad([row], pad_id=pad_id))
+            return engines.inputs_of(names, *tokenization.pad([row], pad_id=pad_id))
 
     return Reader()

@@ -335,7 +335,7 @@ def start_deployment(planned: ServePlan, folder: Path | None = None) -> None:
     # Where HAProxy listens for the service, the rest has no business beyond loopback; other machines of a cluster do.
     inside = "127.0.0.1" if haproxy.LISTEN_VARIABLE in os.environ else settings.host
     serve.start(http_options={"host": inside, "port": settings.port})
-    # Half of what a replica uses, so that in a redeploy all new ones start while the old ones still answer.
+    # Half of what a replica uses, so that in a redeploy there is room for new ones while the old ones still answer.
     share = host.available_cores() / planned.replicas / 2
     replica: Any = deployment.ModelDeployment
     application = replica.options(

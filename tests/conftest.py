@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch wou
 from madewithml import config
 
 if TYPE_CHECKING:
-    from madewithml import checkpoint, predict, train
+    from madewithml import checkpoint, engines, predict, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
@@ -24,6 +24,7 @@ LABELS = ["computer-vision", "mlops", "natural-language-processing", "other"]
 EXPERIMENT = "tiny"
 VOCABULARY = 2000
 MAX_TOKENS = 64
+TOKEN_ROWS = [[2, 50, 60, 3], [2, 70, 3], [2, *range(50, 90), 3]]
 
 
 def clear(environment: pytest.MonkeyPatch) -> None:
@@ -169,6 +170,25 @@ def trained(ray_session: None, tiny_encoder: Path, small_file: Path, settings: c
 def checkpoint_folder(trained: train.TrainResult) -> Path:
     """The training run's checkpoint. Copy it before changing anything in it."""
     return trained.checkpoint
+
+
+@pytest.fixture(scope="session")
+def graph(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training run's model as an ONNX graph in fp32."""
+    from madewithml import checkpoint, exporting
+
+    path = tmp_path_factory.mktemp("graphs") / "model.onnx"
+    exporting.export(checkpoint.read(checkpoint_folder), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def expected(checkpoint_folder: Path) -> engines.Logits:
+    """Torch's logits of `TOKEN_ROWS`, by the training run's model."""
+    from madewithml import checkpoint, engines, tokenization
+
+    engine = engines.load(checkpoint.read(checkpoint_folder), name="torch", threads=1)
+    return engine.logits(*tokenization.pad(TOKEN_ROWS, pad_id=0))
 
 
 @pytest.fixture

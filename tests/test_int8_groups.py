@@ -8,25 +8,12 @@ import openvino
 import pytest
 
 from madewithml import checkpoint, engines, exporting, int8_groups, tokenization
-
-ROWS = [[2, 50, 60, 3], [2, 70, 3], [2, *range(50, 90), 3]]
+from tests.conftest import TOKEN_ROWS
 
 
 @pytest.fixture(scope="module")
 def found(checkpoint_folder: Path) -> checkpoint.Checkpoint:
     return checkpoint.read(checkpoint_folder)
-
-
-@pytest.fixture(scope="module")
-def graph(found: checkpoint.Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("graphs") / "model.onnx"
-    exporting.export(found, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def expected(found: checkpoint.Checkpoint) -> npt.NDArray[np.float32]:
-    return engines.load(found, name="torch", threads=1).logits(*tokenization.pad(ROWS, pad_id=0))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +24,7 @@ def mapped(graph: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(mapped: Path) -> int8_groups.Rounding:
-    return int8_groups.rounding_of(mapped, seen=int8_groups.observe(mapped, rows=ROWS, pad_id=0), group=128)
+    return int8_groups.rounding_of(mapped, seen=int8_groups.observe(mapped, rows=TOKEN_ROWS, pad_id=0), group=128)
 
 
 def rounded_products(path: Path) -> list[str]:
@@ -52,11 +39,11 @@ def rounded_products(path: Path) -> list[str]:
 def test_logits_stay_what_they_were_whatever_else_is_in_the_batch(
     mapped: Path, expected: npt.NDArray[np.float32], tmp_path: Path, size: int
 ) -> None:
-    seen = int8_groups.observe(mapped, rows=ROWS, pad_id=0)
+    seen = int8_groups.observe(mapped, rows=TOKEN_ROWS, pad_id=0)
     int8_groups.write(mapped, tmp_path / "model.xml", int8_groups.rounding_of(mapped, seen=seen, group=size))
     engine = engines.OpenVinoEngine(tmp_path / "model.xml", precision=f"int8-mixed-{size}", threads=1, max_length=64)
-    together = engine.logits(*tokenization.pad(ROWS, pad_id=0))
-    alone = [engine.logits(*tokenization.pad([row], pad_id=0))[0] for row in ROWS]
+    together = engine.logits(*tokenization.pad(TOKEN_ROWS, pad_id=0))
+    alone = [engine.logits(*tokenization.pad([row], pad_id=0))[0] for row in TOKEN_ROWS]
     np.testing.assert_allclose(together, expected, atol=0.05)
     assert np.abs(together - expected).max() > 0, "nothing was rounded"
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
@@ -71,8 +58,8 @@ def test_weights_are_int8_but_for_the_last_layer(mapped: Path, rounded: int8_gro
 
 
 def test_what_goes_into_a_product_is_seen_without_padding(mapped: Path) -> None:
-    seen = int8_groups.observe(mapped, rows=ROWS, pad_id=0)
-    tokens = sum(len(row) for row in ROWS)
+    seen = int8_groups.observe(mapped, rows=TOKEN_ROWS, pad_id=0)
+    tokens = sum(len(row) for row in TOKEN_ROWS)
     assert {len(activations.sample) for activations in seen.values()} == {tokens}
     for activations in seen.values():
         np.testing.assert_allclose(activations.moments, activations.sample.T @ activations.sample, rtol=1e-4, atol=1e-3)
@@ -80,9 +67,9 @@ def test_what_goes_into_a_product_is_seen_without_padding(mapped: Path) -> None:
 
 
 def test_the_most_delicate_products_are_left_as_they_are(
-    mapped: Path, rounded: int8_groups.Rounding, expected: npt.NDArray[np.float32], tmp_path: Path
+    mapped: Path, rounded: int8_groups.Rounding, tmp_path: Path
 ) -> None:
-    names = int8_groups.mixed(mapped, rounded, rows=ROWS, pad_id=0)
+    names = int8_groups.mixed(mapped, rounded, rows=TOKEN_ROWS, pad_id=0)
     assert 0 < len(names) < len(rounded.products)
     int8_groups.write(mapped, tmp_path / "mixed.xml", rounded, names=names)
     assert sorted(rounded_products(tmp_path / "mixed.xml")) == names
@@ -93,9 +80,9 @@ def test_a_graph_that_pads_is_rounded_too(
 ) -> None:
     exporting.export(found, tmp_path / "padded.onnx", may_be_ragged=False)
     exporting.to_openvino(tmp_path / "padded.onnx", tmp_path / "padded.xml")
-    seen = int8_groups.observe(tmp_path / "padded.xml", rows=ROWS, pad_id=0)
+    seen = int8_groups.observe(tmp_path / "padded.xml", rows=TOKEN_ROWS, pad_id=0)
     made = int8_groups.rounding_of(tmp_path / "padded.xml", seen=seen, group=32)
     int8_groups.write(tmp_path / "padded.xml", tmp_path / "int8.xml", made)
     engine = engines.OpenVinoEngine(tmp_path / "int8.xml", precision="int8-mixed-32", threads=1, max_length=64)
     assert engine.pads
-    np.testing.assert_allclose(engine.logits(*tokenization.pad(ROWS, pad_id=0)), expected, atol=0.05)
+    np.testing.assert_allclose(engine.logits(*tokenization.pad(TOKEN_ROWS, pad_id=0)), expected, atol=0.05)

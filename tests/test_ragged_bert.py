@@ -9,8 +9,7 @@ import torch
 import transformers
 
 from madewithml import checkpoint, engines, models, ragged, ragged_bert, tokenization
-
-ROWS = [[2, 50, 60, 3], [2, 70, 3], [2, *range(50, 90), 3]]
+from tests.conftest import TOKEN_ROWS
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def classifier(checkpoint_folder: Path) -> Any:
 
 
 def test_it_gives_the_logits_of_the_classifier_it_was_made_from(classifier: Any, checkpoint_folder: Path) -> None:
-    ids, mask = tokenization.pad(ROWS, pad_id=0)
+    ids, mask = tokenization.pad(TOKEN_ROWS, pad_id=0)
     expected = engines.load(checkpoint.read(checkpoint_folder), name="torch", threads=1).logits(ids, mask)
     batch = {name: torch.from_numpy(values) for name, values in ragged.lay_out(ids, mask).items()}
     with torch.inference_mode():
@@ -32,10 +31,10 @@ def test_of_the_last_layer_only_the_first_token_of_each_row_is_computed(classifi
     module = ragged_bert.RaggedBert(classifier)
     for layer in module.layers:
         layer.intermediate.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
-    batch = ragged.lay_out(*tokenization.pad(ROWS, pad_id=0))
+    batch = ragged.lay_out(*tokenization.pad(TOKEN_ROWS, pad_id=0))
     with torch.inference_mode():
         module(**{name: torch.from_numpy(values) for name, values in batch.items()})
-    assert [shape[1] for shape in seen] == [len(batch["ids"]), len(ROWS)]
+    assert [shape[1] for shape in seen] == [len(batch["ids"]), len(TOKEN_ROWS)]
 
 
 def test_the_classifier_itself_stays_as_it_was(classifier: Any) -> None:

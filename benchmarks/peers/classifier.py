@@ -1,7 +1,7 @@
 """The model that every peer serves, so that what differs between them is the server and nothing else.
 
 text -> `tokenizers` -> rectangle -> engine, one thread -> softmax -> answers. It knows a checkpoint folder, and of Made
-With ML only how a rectangle is laid out for a graph that computes nothing for padding: the engine is the same for all.
+With ML only what a graph is fed with and what a precision is called: the engine is the same for all.
 Which checkpoint, engine and precision is said by the environment (`from_environment`): PEER_CHECKPOINT, PEER_ENGINE
 (torch, onnxruntime, openvino), PEER_PRECISION, PEER_FILE (under `engines/`).
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,11 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from madewithml import ragged
+from madewithml import engines
 
 THRESHOLD = 0.9
 ABSTAIN_LABEL = "other"
 MAX_BATCH_SIZE = 16
-GROUPS = re.compile(r"int8-[a-z]+-(\d+)")  # how many channels share a scale
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -160,10 +158,10 @@ def _onnxruntime(graph: Path, _precision: str) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    inputs_of = _inputs_of({node.name for node in session.get_inputs()})
+    names = {node.name for node in session.get_inputs()}
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], inputs_of(ids, mask))[0]
+        return session.run(["logits"], engines.inputs_of(names, ids, mask))[0]
 
     return run
 
@@ -171,26 +169,19 @@ def _onnxruntime(graph: Path, _precision: str) -> Run:
 def _openvino(graph: Path, precision: str) -> Run:
     import openvino
 
+    computation, group_size = engines.OPENVINO_PRECISIONS[precision]
     configuration = {
         "INFERENCE_NUM_THREADS": 1,
         "ENABLE_CPU_PINNING": False,  # on, two processes share one core
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": computation,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group_size,
     }
-    if match := GROUPS.fullmatch(precision):
-        configuration["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = int(match[1])
     compiled = openvino.Core().compile_model(str(graph), "CPU", configuration)
-    request, inputs_of = compiled.create_infer_request(), _inputs_of({node.any_name for node in compiled.inputs})
+    request, names = compiled.create_infer_request(), {node.any_name for node in compiled.inputs}
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return request.infer(inputs_of(ids, mask), share_inputs=True)["logits"]
+        return request.infer(engines.inputs_of(names, ids, mask), share_inputs=True)["logits"]
 
     return run
-
-
-def _inputs_of(names: set[str]) -> Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
-    """What a graph with these inputs is given for a rectangle."""
-    if ragged.takes(names):
-        return lambda ids, mask: ragged.lay_out(ids, mask, names)
-    return lambda ids, mask: {"input_ids": ids, "attention_mask": mask}
