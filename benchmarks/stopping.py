@@ -35,7 +35,8 @@ def stop_engine(pid: int) -> subprocess.Popen[str]:
     assert holder.stdout is not None
     line = holder.stdout.readline().strip()
     if line != STOPPED:
-        holder.kill()
+        with holder:
+            holder.kill()
         raise RuntimeError(f"the engine's thread could not be stopped: {line or 'no word from the process'}")
     return holder
 
@@ -43,7 +44,7 @@ def stop_engine(pid: int) -> subprocess.Popen[str]:
 def _main(pid: int) -> None:
     for _ in range(ATTEMPTS):
         thread = _busiest(pid)
-        if _in_engine(pid, thread):
+        if _held_in_engine(pid, thread):
             print(STOPPED, flush=True)
             _wait_for_the_end(thread)
             return
@@ -62,14 +63,20 @@ def _busiest(pid: int) -> int:
 def _times(pid: int) -> dict[int, int]:
     found = {}
     for path in Path(f"/proc/{pid}/task").iterdir():
-        fields = (path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        try:
+            fields = (path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue  # the thread ended after it was listed
         found[int(path.name)] = int(fields[11]) + int(fields[12])
     return found
 
 
-def _in_engine(pid: int, thread: int) -> bool:
-    """Stop a thread; let it go again and say False if it is not inside the engine's code."""
-    _ptrace(SEIZE, thread)
+def _held_in_engine(pid: int, thread: int) -> bool:
+    """Stop a thread; let it go again and say False if it is not inside the engine's code, or has ended."""
+    try:
+        _ptrace(SEIZE, thread)
+    except ProcessLookupError:
+        return False
     _ptrace(INTERRUPT, thread)
     os.waitpid(thread, WAIT_ALL)
     place = int((Path(f"/proc/{pid}/task/{thread}") / "syscall").read_text(encoding="utf-8").split()[-1], 16)
