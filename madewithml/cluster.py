@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 # Ray reads these when it is imported or started. Set here, and only where the person has not chosen.
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
