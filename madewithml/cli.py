@@ -319,7 +319,7 @@ def serve(
     home: Home = None,
 ) -> None:
     """Serve a run over HTTP until Ctrl-C; with --model models:/NAME@ALIAS, whatever the alias is moved to."""
-    from madewithml import serve as serve_
+    from madewithml.serving import plan
 
     settings = config.load(
         home=home,
@@ -332,13 +332,15 @@ def serve(
         allow_anonymous=allow_anonymous or None,
     )
     count = workers if local else _replica_count(replicas)
-    planned = serve_.plan(
-        settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count, shadow=shadow
-    )
+    wanted = plan.Wanted(settings, run_id, model, checkpoint, count, shadow)
     if local:
-        serve_.run_locally(planned)
+        from madewithml.serving import local as local_
+
+        local_.run(wanted)
     else:
-        serve_.run_on_ray(planned)
+        from madewithml.serving import on_ray
+
+        on_ray.run(wanted)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,13 +24,14 @@ LABELS = ["computer-vision", "mlops", "natural-language-processing", "other"]
 EXPERIMENT = "tiny"
 VOCABULARY = 2000
 MAX_TOKENS = 64
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 TOKEN_ROWS = [[2, 50, 60, 3], [2, 70, 3], [2, *range(50, 90), 3]]
 
 
 def clear(environment: pytest.MonkeyPatch) -> None:
     """Remove every variable that would change what the package does."""
     for name in list(os.environ):
-        if name == "MLFLOW_TRACKING_URI" or (name.startswith(config.PREFIX) and name not in config.NOT_SETTINGS):
+        if name == TRACKING_VARIABLE or (name.startswith(config.PREFIX) and name not in config.NOT_SETTINGS):
             environment.delenv(name)
 
 
@@ -42,8 +43,12 @@ def _clean_session() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(_clean_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    clear(monkeypatch)  # again: MLflow exports its tracking address when a run is logged
+def _clean_environment(_clean_session: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # MLflow exports the address of a store that it writes to, and what the next module's fixtures start would read it.
+    os.environ.pop(TRACKING_VARIABLE, None)
+    clear(monkeypatch)
+    yield
+    os.environ.pop(TRACKING_VARIABLE, None)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pandas as pd
 import pytest
 import typer.main
 
-from madewithml import __version__, checkpoint, cli, host, keys, ports, predict, runs, serve
+from madewithml import __version__, checkpoint, cli, host, keys, ports, predict, runs
+from madewithml.serving import local, on_ray, plan
 from tests.conftest import EXPERIMENT, LABELS
 
 GROUP = typer.main.get_command(cli.app).commands
@@ -227,7 +229,7 @@ class TestErrors:
             "certify": address[:2],
             "predict": ("--title", "a text", *address[:2]),
             "promote": ("--alias", "champion", *address[:2]),
-            "serve": address,
+            "serve": ("--local", *address),  # on Ray, in a process of its own: serving/test_command_line.py
             "report": ("--output", tmp_path / "report.html", *address[:2]),
         }
 
@@ -605,14 +607,14 @@ class TestPromote:
         promoted = call(
             "promote", "--run-id", trained.run_id, "--alias", "best", "--name", "by-command", "--home", home
         )
-        planned = capture(monkeypatch, "run_on_ray")
+        found = capture(monkeypatch, on_ray)
         served = call("serve", "--model", "models:/by-command@best", *address)
 
         assert (0, f"models:/by-command@best is now version 1 (run {trained.run_id})\n") == (
             promoted.status,
             promoted.out,
         )
-        assert (0, [trained.run_id]) == (served.status, [plan.run_id for plan in planned])
+        assert (0, [trained.run_id]) == (served.status, [one.run_id for one in found])
 
     def test_promoting_the_same_run_again_makes_no_new_version(self, trained, home):
         twice = [
@@ -675,24 +677,27 @@ class TestServe:
     @pytest.mark.parametrize(
         ("given", "runner", "replicas"),
         [
-            ((), "run_on_ray", 1),
-            (("--replicas", "3"), "run_on_ray", 3),
-            (("--replicas", "auto"), "run_on_ray", host.available_cores()),
-            (("--local",), "run_locally", 1),
-            (("--local", "--workers", "2"), "run_locally", 2),
+            ((), on_ray, 1),
+            (("--replicas", "3"), on_ray, 3),
+            (("--replicas", "auto"), on_ray, host.available_cores()),
+            (("--local",), local, 1),
+            (("--local", "--workers", "2"), local, 2),
         ],
         ids=["plain", "three replicas", "a replica per core", "local", "two processes"],
     )
     def test_what_was_asked_for_is_what_is_started(
         self, given, runner, replicas, trained, checkpoint_folder, address, monkeypatch
     ):
-        planned = capture(monkeypatch, runner)
+        found = capture(monkeypatch, runner)
         outcome = call("serve", "--run-id", trained.run_id, "--threshold", 0.7, "--host", "127.0.0.1", *address, *given)
 
-        assert (outcome.status, len(planned)) == (0, 1), outcome.err
-        plan = planned[0]
-        assert (trained.run_id, checkpoint_folder, replicas) == (plan.run_id, plan.checkpoint, plan.replicas)
-        assert (0.7, int(address[-1])) == (plan.settings.threshold, plan.settings.port)
+        assert (outcome.status, len(found)) == (0, 1), outcome.err
+        assert (trained.run_id, checkpoint_folder, replicas) == (
+            found[0].run_id,
+            found[0].checkpoint,
+            found[0].replicas,
+        )
+        assert (0.7, int(address[-1])) == (found[0].settings.threshold, found[0].settings.port)
 
 
 def test_the_version_is_that_of_the_package():
@@ -713,8 +718,8 @@ def assert_same_answers(expected: list[dict], actual: list[dict]) -> None:
         }
 
 
-def capture(monkeypatch: pytest.MonkeyPatch, runner: str) -> list[serve.ServePlan]:
-    """Collect the plans that would be served, and serve none."""
-    planned: list[serve.ServePlan] = []
-    monkeypatch.setattr(serve, runner, planned.append)
-    return planned
+def capture(monkeypatch: pytest.MonkeyPatch, runner: types.ModuleType) -> list[plan.Found]:
+    """Collect what would be served, and serve none."""
+    found: list[plan.Found] = []
+    monkeypatch.setattr(runner, "run", lambda wanted: found.append(wanted.find()))
+    return found

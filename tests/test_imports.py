@@ -48,7 +48,7 @@ ROWS = [
     ["cluster", "progress", "config", "tables", "host", "ports"],
     ["keys"],
     ["client"],
-    ["errors", "files", "asking"],
+    ["errors", "files", "asking", "telemetry"],
 ]
 LEVEL = {name: level for level, names in enumerate(ROWS) for name in names}
 

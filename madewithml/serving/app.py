@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +25,29 @@ MAX_PAGE = 1000
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharers: int = 1) -> FastAPI:
+def create_app(
+    kitchen: service.Service,
+    *,
+    adds_request_id: bool = True,
+    behind_haproxy: bool = False,
+    sharers: int = 1,
+    door: AbstractAsyncContextManager[Any] | None = None,
+) -> FastAPI:
     """Build the app around a service.
 
     Args:
         kitchen: The service; warmed up by the time the first request comes.
         adds_request_id: Whether answers get an `X-Request-Id` here; False where the server in front adds one.
+        behind_haproxy: Whether our HAProxy is in front, whose word on a rush counts.
         sharers: Processes that share the calls, and so the rates of keys.
+        door: Another way in, open for as long as this app runs.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await kitchen.stop()
+        async with door or nullcontext():
+            yield
+            await kitchen.stop()
 
     app = DirectApp(
         title="Made With ML",
@@ -48,6 +58,7 @@ def create_app(kitchen: service.Service, *, adds_request_id: bool = True, sharer
         redoc_url=None,
     )
     app.state.adds_request_id = adds_request_id
+    app.state.behind_haproxy = behind_haproxy
     gate = entrance.Entrance(kitchen.settings, sharers=sharers)
     app.admit = gate.admit
     if kitchen.settings.cors_origins:

@@ -84,6 +84,11 @@ class Batcher:
         self._longest_s = 0.0
 
     @property
+    def budget_tokens(self) -> int:
+        """Tokens of a batch at most, unless it is one text that is longer."""
+        return self._curve.budget_tokens
+
+    @property
     def waiting(self) -> int:
         """Rows in the queue."""
         return len(self._by_length)

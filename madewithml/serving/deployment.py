@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from madewithml import config, errors, host, predict
-from madewithml.serving import app, replica
+from madewithml.serving import app, door, ray_environment, replica
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-@serve.deployment(max_ongoing_requests=4096, health_check_period_s=2, health_check_timeout_s=4)
+@serve.deployment(max_ongoing_requests=4096, health_check_period_s=1, health_check_timeout_s=4)
 @serve.ingress()
 class ModelDeployment:
     """A run's best checkpoint as an HTTP service.
@@ -57,10 +57,22 @@ class ModelDeployment:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the constructor is through."""
-        return app.create_app(self.service, adds_request_id=False, sharers=self._sharers)
+        behind_haproxy = ray_environment.scratch() is not None
+        return app.create_app(
+            self.service,
+            adds_request_id=False,
+            behind_haproxy=behind_haproxy,
+            sharers=self._sharers,
+            door=self._door() if behind_haproxy else None,
+        )
+
+    def _door(self) -> door.Door:
+        own = app.create_app(self.service, behind_haproxy=True, sharers=self._sharers)
+        replica_id = serve.get_replica_context().replica_id.to_full_id_str()
+        return door.Door(own, replica_id, timeout_s=self.service.settings.drain_timeout_s)
 
     def check_health(self) -> None:
-        """Called by Ray Serve every few seconds."""
+        """Called by Ray Serve every second."""
         if not self.service.ready:
             raise errors.NotReadyError("the replica is starting or stopping")
         if self.service.hung:

@@ -188,7 +188,7 @@ def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
 
 def _offered(request: Request) -> float | None:
     """Calls a second that came for this replica, as HAProxy counts them; None where it is no rush, or not in front."""
-    if request.app.state.adds_request_id:  # nobody is in front, so whoever said it is a client
+    if not request.app.state.behind_haproxy:  # whoever said it is a client
         return None
     text = request.headers.get(haproxy.OFFERED_HEADER, "")
     return float(text) if text.isascii() and text.isdecimal() else None

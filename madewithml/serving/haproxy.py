@@ -11,6 +11,8 @@ take a way of their own, through a second HAProxy whose buffers hold the largest
 
     client -> HAProxy, small buffers ------------------------------------> replicas
                  `-- long bodies, bodies of unknown length --> HAProxy, large buffers --^
+
+Calls go to a replica's own door where it has one (`door.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -54,6 +56,7 @@ SPARE = 50
 OFFERED_HEADER = "X-Offered-Rate"
 ANSWERS = "answers"  # table in which answers and refusals are counted
 START_TIMEOUT_S = 10.0
+LONGEST_NAME = 80
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 # What HAProxy itself says, by the status that it would say it with: code and title of a problem, and its detail.
@@ -96,6 +99,36 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
     table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
     return "".join([*rewritten, backend, table])
+
+
+def through_doors(configuration: str, is_open: Callable[[str], bool]) -> str:
+    """The generated configuration with calls for a replica sent to its own door, where that is open on this machine.
+
+    Whether the replica is well its Ray still says, where it did.
+
+    Args:
+        configuration: What Ray generated.
+        is_open: Whether something listens on a name of the kernel's.
+    """
+
+    def server(found: re.Match[str]) -> str:
+        name = door_name(found["name"])
+        if not is_open(name):
+            return found[0]
+        return f"{found['begin']}abns@{name} check addr {found['host']} port {found['port']}"
+
+    pattern = r"^(?P<begin>\s+server (?P<name>\S+) )(?P<host>\S+):(?P<port>\d+) check\b(?!.*\sbackup\b)"
+    return re.sub(pattern, server, configuration, flags=re.MULTILINE)
+
+
+def door_name(replica: str) -> str:
+    """The kernel's name for a replica's own door; the same for the replica's id and for its name in a configuration."""
+    return f"madewithml-door-{re.sub(r'[^A-Za-z0-9]+', '_', replica)[-LONGEST_NAME:]}"
+
+
+def kernel_address(name: str) -> bytes:
+    """A socket's address in the kernel's own name space, as HAProxy has it: with all of its length."""
+    return b"\0" + name.encode().ljust(107, b"\0")
 
 
 def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_body_bytes: int) -> str:
@@ -245,7 +278,7 @@ def main() -> None:
 
 def _prepare(path: Path, binary: str) -> None:
     """Rewrite the configuration, and start the HAProxy for long bodies."""
-    generated = path.read_text(encoding="utf-8")
+    generated = through_doors(path.read_text(encoding="utf-8"), _listens)
     write_pages(path.parent)
     # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
     # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.
@@ -275,7 +308,7 @@ def _start(command: list[str], name: str) -> None:
 
 def _listens(name: str) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(b"\0" + name.encode().ljust(107, b"\0")) == 0
+        return probe.connect_ex(kernel_address(name)) == 0
 
 
 def _end_with_parent() -> None:

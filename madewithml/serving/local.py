@@ -13,13 +13,14 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
 from madewithml import config, errors
-from madewithml.serving import app, replica
+from madewithml.serving import app, following, plan, replica
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -48,11 +49,11 @@ def app_from_environment() -> FastAPI:
 
 
 def _app() -> FastAPI:
-    plan = replica.Plan(**json.loads(os.environ[PLAN_VARIABLE]))
-    kitchen = replica.open_service(plan)
+    told = replica.Plan(**json.loads(os.environ[PLAN_VARIABLE]))
+    kitchen = replica.open_service(told)
     kitchen.exit_when_hung()
     _drain_on_signal(kitchen)
-    return app.create_app(kitchen, sharers=plan.sharers)
+    return app.create_app(kitchen, sharers=told.sharers)
 
 
 def _drain_on_signal(kitchen: service.Service) -> None:
@@ -82,24 +83,28 @@ def _drain_on_signal(kitchen: service.Service) -> None:
         drain_first(each)
 
 
-def run(plan: replica.Plan, settings: config.Settings, *, workers: int, announce: str) -> None:
+def run(wanted: plan.Wanted) -> None:
     """Serve until a signal comes; returns when everything accepted is answered.
 
-    Args:
-        plan: What each process is to serve.
-        settings: Address and limits.
-        workers: Processes that share the port.
-        announce: Line to log when the first process is up.
-
     Raises:
-        CheckpointError: The one process cannot use the checkpoint.
-        StartError: One of several processes could not start; it has said why.
+        UsageError: It is not clear what is wanted, or there are no keys for the network.
+        NotFoundError: There is no such run or model.
+        CheckpointError: The checkpoint is damaged, or the one process cannot use it.
+        StartError: The port is taken, or one of several processes could not start; it has said why.
     """
-    os.environ[PLAN_VARIABLE] = json.dumps(dataclasses.asdict(plan))
+    wanted.check()
+    found = wanted.find()
+    with following.following(found.settings, found.model, found.target) as folder:
+        _serve(found, folder)
+
+
+def _serve(found: plan.Found, folder: Path | None) -> None:
+    settings, workers = found.settings, found.replicas
+    os.environ[PLAN_VARIABLE] = json.dumps(dataclasses.asdict(found.for_replicas(folder)))
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal that ended it once more when it is done; a clean stop ends with status 0 instead.
         signal.signal(number, lambda *_: None)
-    announcer = threading.Thread(target=_announce_when_ready, args=(settings, announce), daemon=True)
+    announcer = threading.Thread(target=_announce_when_ready, args=(settings, found.announcement), daemon=True)
     announcer.start()
     configuration = uvicorn.Config(
         "madewithml.serving.local:app_from_environment",

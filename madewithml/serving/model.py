@@ -119,8 +119,9 @@ class LoadedModel:
         for size in (1, self._max_batch_size):
             started = time.monotonic()
             _compute(self.predictor, [order] * size)
-        longest = self.predictor.checkpoint.metadata.max_length / len(order.ids)
-        self.batcher.expect((time.monotonic() - started) * longest)
+        # A batch holds no more tokens than the budget, unless it is one text that is longer.
+        most = max(self.batcher.budget_tokens, self.predictor.checkpoint.metadata.max_length)
+        self.batcher.expect((time.monotonic() - started) * max(1.0, most / (self._max_batch_size * len(order.ids))))
         return difference
 
     def retire(self, *, patience_s: float) -> bool:

@@ -21,6 +21,7 @@ def deployment_class():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray Serve's own, when it is imported
             deployment = serve.ModelDeployment
+        os.environ.pop("RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", None)  # there is none in front
         yield deployment.func_or_class.__bases__[0]  # as written, without what `serve.ingress` puts around it
     finally:
         scratch = os.environ.get("RAY_SERVE_HAPROXY_SERVER_STATE_BASE")

@@ -139,6 +139,45 @@ class TestRewrite:
         assert once == rewritten(once)
 
 
+class TestThroughDoors:
+    CONFIGURATION = (
+        "backend replicas\n"
+        "    server SERVE_REPLICA_app-Model-ab12 127.0.0.1:30002 check observe layer4 on-error mark-down\n"
+        "    server SERVE_REPLICA_app-Model-cd34 10.0.0.2:30003 check\n"
+        "    server fallback 127.0.0.1:8500 check backup\n"
+    )
+
+    def test_calls_go_to_an_open_door_and_health_checks_to_ray(self):
+        name = haproxy.door_name("SERVE_REPLICA_app-Model-ab12")
+        found = haproxy.through_doors(self.CONFIGURATION, lambda asked: asked == name)
+
+        assert section(found, "backend") == [
+            f"server SERVE_REPLICA_app-Model-ab12 abns@{name} check addr 127.0.0.1 port 30002 "
+            "observe layer4 on-error mark-down",
+            "server SERVE_REPLICA_app-Model-cd34 10.0.0.2:30003 check",
+            "server fallback 127.0.0.1:8500 check backup",
+        ]
+
+    def test_the_proxy_that_stands_in_has_no_door(self):
+        found = haproxy.through_doors(self.CONFIGURATION, lambda _: True)
+
+        assert "server fallback 127.0.0.1:8500 check backup" in section(found, "backend")
+
+    def test_without_an_open_door_nothing_changes(self):
+        assert haproxy.through_doors(self.CONFIGURATION, lambda _: False) == self.CONFIGURATION
+
+    def test_rays_id_of_a_replica_and_its_name_in_the_configuration_lead_to_the_same_door(self):
+        told = haproxy.door_name("SERVE_REPLICA::madewithml#ModelDeployment#1ds5nwwu")
+
+        assert told == haproxy.door_name("SERVE_REPLICA_madewithml-ModelDeployment-1ds5nwwu")
+
+    def test_the_kernel_takes_the_name_however_long_ray_makes_the_replicas(self):
+        name = haproxy.door_name(f"SERVE_REPLICA::{'a' * 200}#ModelDeployment#1ds5nwwu")
+
+        assert name.endswith("1ds5nwwu")
+        assert len(haproxy.kernel_address(name)) == 108
+
+
 class TestForLongBodies:
     def test_its_buffers_hold_the_largest_body_and_it_waits_for_all_of_it(self):
         text = for_long_bodies(generated())

@@ -6,6 +6,7 @@ replicas, which ends by SIGKILL.
 
 import concurrent.futures
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -150,6 +151,12 @@ class TestOneReplica:
 
         assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
 
+    def test_calls_come_through_the_replicas_own_door(self, one):
+        """Ray's HTTP server would say its name."""
+        assert "server" not in one.client.post("/predict/", json=ROW).headers
+        (configuration,) = (path for path in scratch_of(one).rglob("haproxy.cfg"))
+        assert re.search(r"server SERVE_REPLICA\S+ abns@madewithml-door-", configuration.read_text(encoding="utf-8"))
+
     def test_very_long_text_is_cut_and_the_answer_says_so(self, one):
         (answer,) = one.client.post("/predict/", json={"title": "layers " * 100_000}).json()["results"]
 
@@ -224,6 +231,19 @@ class TestTwoReplicas:
 
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
+
+    def test_a_spare_worker_waits_with_all_that_a_replica_imports(self, two):
+        def spare():
+            return running.named(two.record_family(), "ray::IDLE")
+
+        running.until(spare, what="a spare worker")
+        (waiting,) = spare()
+
+        def libraries():
+            return {Path(area.path).name.partition(".")[0] for area in waiting.memory_maps()}
+
+        running.until(lambda: {"_raylet", "_pydantic_core", "_multiarray_umath"} <= libraries(), what="its imports")
+        assert not any("pandas" in area.path for area in waiting.memory_maps())
 
     @pytest.mark.slow
     def test_when_a_replica_is_killed_every_call_is_answered_by_the_other(self, two):

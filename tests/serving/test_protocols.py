@@ -227,6 +227,7 @@ class TestGzip:
             (gzip.compress(json.dumps(ROW).encode())[:-6], "gzip", 400),
             (b"{}", "br", 415),
         ],
+        ids=["far too long", "no gzip", "cut off", "another encoding"],
     )
     def test_what_does_not_inflate_or_inflates_too_far_is_refused(self, window, body, encoding, status):
         headers = {"Content-Type": "application/json", "Content-Encoding": encoding}

@@ -1,0 +1,130 @@
+"""Spare workers: idle processes of Ray's that have imported what a replica runs, so that a new replica starts at once.
+
+Most of a replica's start is imports, and a replica that is replaced starts on cores that are busy with calls. Ray gives
+an actor an idle worker where there is one and starts a process where there is none; `Spares` keeps some idle.
+
+    raylet -> worker: imports PRELOADED -> idle, a spare -> replica's constructor -> ...
+                 ^                                    |
+                 '---- another one, once it is taken -'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+# Read by the raylet when it starts.
+RAYLET = {
+    # What each worker imports before it accepts work.
+    "RAY_preload_python_modules": "madewithml.serving.preloaded,madewithml.serving.deployment",
+    # By itself it would start one for every core, most of which nobody needs.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+}
+LOOK_EVERY_S = 1.0
+# A spare that was taken is a replica that starts: the next spare begins when that one is through with it.
+REPLACED_AFTER_S = 5.0
+CALL_TIMEOUT_S = 5.0
+KEPT_S = 10 * 365 * 86_400  # a spare waits for as long as the service runs
+IDLE_TITLE = "ray::IDLE"
+STARTING = "default_worker.py"
+
+
+class Spares:
+    """Keeps workers idle on the node of Ray's that this process started.
+
+    Ray has no public call for it: where the one it uses itself is not there, the service goes on without spares.
+
+    Args:
+        count: Workers to keep idle.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._ended = threading.Event()
+        self._may_start = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="spares", daemon=True)
+
+    def prepare(self, count: int) -> None:
+        """Start workers for the actors that are about to be made, so that they import at the same time."""
+        if self._count:
+            self._guarded(lambda: prestart(count))
+
+    def start(self) -> None:
+        """Begin to look after them, in a thread."""
+        if self._count:
+            self._thread.start()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Start none in the block, in which the cores have better to do."""
+        with self._may_start:
+            yield
+
+    def stop(self) -> None:
+        """Start no more; those that wait end with Ray."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._guarded(self._keep)
+
+    def _keep(self) -> None:
+        raylet = _raylet()
+
+        def missing() -> int:
+            return max(0, self._count - sum(map(is_waiting, _command_lines(raylet))))
+
+        while not self._ended.wait(LOOK_EVERY_S):
+            if missing() and not self._ended.wait(REPLACED_AFTER_S):
+                with self._may_start:
+                    prestart(missing())
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as err:  # noqa: BLE001 - whatever Ray's own call raises, the service needs none of it
+            logger.warning("no spare workers are kept (%s): a replica that is replaced takes longer to start", err)
+
+
+def prestart(count: int) -> None:
+    """Have the raylet of this node start workers that wait for an actor."""
+    if not count:
+        return
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == own)
+    request = node_manager_pb2.PrestartWorkersRequest(
+        language=common_pb2.Language.PYTHON, keep_alive_duration_secs=KEPT_S, num_workers=count
+    )
+    with init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}") as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=CALL_TIMEOUT_S)
+
+
+def is_waiting(command_line: Sequence[str]) -> bool:
+    """Whether a child of the raylet is an idle worker, or is about to be one."""
+    title = command_line[0].strip() if command_line else ""
+    return title == IDLE_TITLE or any(part.endswith(STARTING) for part in command_line)
+
+
+def _raylet() -> psutil.Process:
+    """The raylet that this process started."""
+    return next(child for child in psutil.Process().children() if child.name() == "raylet")
+
+
+def _command_lines(raylet: psutil.Process) -> list[list[str]]:
+    found = []
+    for child in raylet.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(child.cmdline())
+    return found
