@@ -3,9 +3,9 @@
 Most of a replica's start is imports, and a replica that is replaced starts on cores that are busy with calls. Ray gives
 an actor an idle worker where there is one and starts a process where there is none; `Spares` keeps some idle.
 
-    raylet -> worker: imports PRELOADED -> idle, a spare -> replica's constructor -> ...
-                 ^                                    |
-                 '---- another one, once it is taken -'
+    raylet -> worker: imports all of it -> idle, a spare -> replica's constructor -> ...
+                 ^                                     |
+                 '---- another one, once it is taken --'
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Spares:
         self._count = count
         self._ended = threading.Event()
         self._may_start = threading.Lock()
+        self._warned = False
         self._thread = threading.Thread(target=self._run, name="spares", daemon=True)
 
     def prepare(self, count: int) -> None:
@@ -85,13 +86,15 @@ class Spares:
         while not self._ended.wait(LOOK_EVERY_S):
             if missing() and not self._ended.wait(REPLACED_AFTER_S):
                 with self._may_start:
-                    prestart(missing())
+                    self._guarded(lambda: prestart(missing()))
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as err:  # noqa: BLE001 - whatever Ray's own call raises, the service needs none of it
-            logger.warning("no spare workers are kept (%s): a replica that is replaced takes longer to start", err)
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(level, "there are no spare workers (%s): a replica takes longer to start", err)
+            self._warned = True
 
 
 def prestart(count: int) -> None:

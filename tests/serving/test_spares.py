@@ -34,7 +34,7 @@ def test_where_ray_has_no_such_call_the_service_goes_on_and_says_so(monkeypatch,
         kept.start()
         kept.stop()
 
-    assert "no spare workers are kept (no module named 'ray.core.generated')" in caplog.text
+    assert "there are no spare workers (no module named 'ray.core.generated')" in caplog.text
 
 
 def test_none_are_asked_for_where_none_are_wanted(monkeypatch):
