@@ -27,6 +27,8 @@ PATIENCE_S = 120.0
 POLL_S = 0.25  # looking costs CPU that the service needs
 PAUSE_S = 0.1
 REPLICA = "ServeReplica:madewithml"
+SETTLING_S = 2.0
+RESTING_SHARE = 0.3  # of a core
 DROPPED = ("RAY_SERVE_", "MADEWITHML_", "MLFLOW_")  # of the environment: what would change how a service runs
 FLAWS = (callers.DROPPED, callers.REFUSED, callers.SILENT, callers.WRONG)
 
@@ -92,7 +94,14 @@ class Service:
             return "stop: Ctrl-C" in self.server.log()
 
         until(announced, what="the service")
+        until(self._settled, what="the end of its start")
         return self
+
+    def _settled(self) -> bool:
+        """Whether its processes have come to rest: spare workers still import for a while after the first answer."""
+        before = sum(self.server.clock().values())
+        time.sleep(SETTLING_S)
+        return sum(self.server.clock().values()) - before < RESTING_SHARE * SETTLING_S
 
     def get(self, path: str) -> dict[str, Any]:
         """What a route answers; empty where it does not."""

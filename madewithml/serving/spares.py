@@ -28,8 +28,8 @@ RAYLET = {
     "RAY_enable_worker_prestart": "0",
 }
 LOOK_EVERY_S = 1.0
-# A spare that was taken is a replica that starts: the next spare begins when that one is through with it.
-REPLACED_AFTER_S = 5.0
+# A spare that was taken is a replica that starts because another was lost: the cores have better to do for a while.
+REPLACED_AFTER_S = 15.0
 CALL_TIMEOUT_S = 5.0
 KEPT_S = 10 * 365 * 86_400  # a spare waits for as long as the service runs
 IDLE_TITLE = "ray::IDLE"
@@ -83,6 +83,7 @@ class Spares:
         def missing() -> int:
             return max(0, self._count - sum(map(is_waiting, _command_lines(raylet))))
 
+        self._guarded(lambda: prestart(missing()))
         while not self._ended.wait(LOOK_EVERY_S):
             if missing() and not self._ended.wait(REPLACED_AFTER_S):
                 with self._may_start:
