@@ -232,18 +232,18 @@ class TestTwoReplicas:
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
 
-    def test_a_spare_worker_waits_with_all_that_a_replica_imports(self, two):
-        def spare():
+    def test_spare_workers_wait_with_all_that_a_replica_imports(self, two):
+        def spares():
             return running.named(two.record_family(), "ray::IDLE")
 
-        running.until(spare, what="a spare worker")
-        (waiting,) = spare()
-
         def libraries():
-            return {Path(area.path).name.partition(".")[0] for area in waiting.memory_maps()}
+            return [{Path(area.path).name.partition(".")[0] for area in one.memory_maps()} for one in spares()]
 
-        running.until(lambda: {"_raylet", "_pydantic_core", "_multiarray_umath"} <= libraries(), what="its imports")
-        assert not any("pandas" in area.path for area in waiting.memory_maps())
+        needed = {"_raylet", "_pydantic_core", "_multiarray_umath"}
+        running.until(
+            lambda: len(found := libraries()) == 2 and all(needed <= one for one in found), what="two spare workers"
+        )
+        assert not any("pandas" in area.path for one in spares() for area in one.memory_maps())
 
     @pytest.mark.slow
     def test_when_a_replica_is_killed_every_call_is_answered_by_the_other(self, two):
