@@ -332,7 +332,9 @@ def serve(
         allow_anonymous=allow_anonymous or None,
     )
     count = workers if local else _replica_count(replicas)
-    wanted = plan.Wanted(settings, run_id, model, checkpoint, count, shadow)
+    wanted = plan.Wanted(
+        settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count, shadow=shadow
+    )
     if local:
         from madewithml.serving import local as local_
 

