@@ -1,41 +1,36 @@
 """The change from one model to the next, in one replica, while it answers.
 
-    pointer.wanted -> claim -> load beside the present model -> gate -> verdict for all -> swap -> release the old
+    pointer.wanted -> claim -> trial, in another process -> verdict for all -> load beside the old -> swap -> release it
 
-It runs in a thread of its own: the event loop is never held up. Hashes are verified and golden rows computed before a
-candidate is compared; the swap itself is one reference that the next request reads. Whatever goes wrong with a
-candidate, the present model goes on answering, and `GET /model` says why.
+It runs in a thread of its own: the event loop is never held up. Only what passed its trial (`trial.py`), or has
+answered here before, is loaded beside the present model; hashes are verified and golden rows computed once more, and
+the swap itself is one reference that the next request reads. Whatever goes wrong with a candidate, the present model
+goes on answering, and `GET /model` says why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from madewithml import errors, predict
-from madewithml.serving import gate, model, pointer, sample, service
+from madewithml.serving import model, pointer, sample, service, trial
 
 logger = logging.getLogger(__name__)
 
 # Replicas look this often: a few small files on a local disk.
 LOOK_INTERVAL_S = 1.0
-# A verdict takes a load and a few seconds of replay. One that takes longer than this does not come any more.
-VERDICT_PATIENCE_S = 120.0
-# The engine's share of the time during a replay; the rest is left to callers.
-DUTY = 0.2
-# Enough to see a share of labels change by a fifth; more would keep a busy service from its callers for longer.
+# A verdict of another replica that has not come by then does not come any more.
+VERDICT_PATIENCE_S = trial.PATIENCE_S + 60.0
+# Enough to see a share of labels change by a fifth.
 REPLAYED = 64
 
 Load = Callable[[pointer.Target], predict.Predictor]
-
-
-class Stopped(Exception):  # noqa: N818 - no fault: the service ends
-    """The service ends while a candidate is tried."""
+Attempt = Callable[[pointer.Target, pointer.Target, Sequence[str], threading.Event], trial.Verdict]
 
 
 class Changeover:
@@ -46,6 +41,8 @@ class Changeover:
         where: What it shall run.
         serving: What it runs now.
         load: Makes a predictor of a target; verifies the files.
+        attempt: Judges a candidate, the second target, beside what is served, the first, on texts; `trial.Stopped`
+            once the event is set.
         interval_s: Seconds between two looks.
     """
 
@@ -56,6 +53,7 @@ class Changeover:
         *,
         serving: pointer.Target,
         load: Load,
+        attempt: Attempt,
         interval_s: float = LOOK_INTERVAL_S,
     ) -> None:
         self._kitchen = kitchen
@@ -63,8 +61,8 @@ class Changeover:
         self._pointer = where
         self._serving = serving
         self._load = load
+        self._attempt = attempt
         self._interval_s = interval_s
-        self._limits = gate.Limits.of(kitchen.settings)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="changeover", daemon=True)
         self._claimed = -1
@@ -81,14 +79,14 @@ class Changeover:
         self._stop.set()
 
     def _run(self) -> None:
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(trial.Stopped):
             while not self._stop.wait(self._interval_s):
                 self._look_safely()
 
     def _look_safely(self) -> None:
         try:
             self.look()
-        except Stopped:
+        except trial.Stopped:
             raise
         except Exception:  # the outer edge of this thread: a full disk, a folder that is away
             logger.exception("could not look after the model that is served; the present one goes on answering")
@@ -125,56 +123,42 @@ class Changeover:
             self._swap(target, self._prepared(target))
         except (errors.MadeWithMLError, OSError, RuntimeError, ValueError, MemoryError) as err:
             self._failed = target.seq
-            self._show(target, "failed", reasons=[_in_words(err)])
-            logger.error("run %s was accepted but cannot be loaded here: %s", target.run_id, _in_words(err))
+            self._show(target, "failed", reasons=[trial.in_words(err)])
+            logger.error("run %s was accepted but cannot be loaded here: %s", target.run_id, trial.in_words(err))
 
     def _judge(self, target: pointer.Target) -> None:
         self._claimed = target.seq
         self._show(target, "checking")
         logger.info("trying run %s beside run %s", target.run_id, self._serving.run_id)
-        report: dict[str, Any] = {}
-        candidate = None
+        verdict, candidate = self._verdict(target), None
         try:
-            candidate = self._prepared(target)
-            # What has answered here before may answer again: the way back must not depend on a comparison with a model
-            # that is being left because it does not behave.
-            reasons = [] if self._pointer.was_accepted(target) else self._compared(candidate, report)
-        except Stopped:
+            candidate = None if verdict.reasons else self._prepared(target)
+        except trial.Stopped:
             raise
-        except Exception as err:  # noqa: BLE001 - whatever a candidate does wrong is a reason not to take it
-            reasons = [_in_words(err)]
-        if candidate is None or reasons:
-            self._pointer.refuse(target, reasons, report)
+        except Exception as err:  # noqa: BLE001 - what passed its trial may still find no room beside the present model
+            verdict = trial.Verdict([trial.in_words(err)], verdict.report)
+        if candidate is None:
+            self._pointer.refuse(target, verdict.reasons, verdict.report)
         elif self._pointer.accept(target):
             self._swap(target, candidate)
+
+    def _verdict(self, target: pointer.Target) -> trial.Verdict:
+        # What has answered here before may answer again: the way back must not depend on a comparison with a model that
+        # is being left because it does not behave.
+        if self._pointer.was_accepted(target):
+            return trial.Verdict([])
+        texts = self._recent.texts()[-REPLAYED:] or [self._kitchen.example]
+        try:
+            return self._attempt(self._serving, target, texts, self._stop)
+        except OSError as err:
+            return trial.Verdict([f"no process could be started to try it in: {trial.in_words(err)}"])
 
     def _prepared(self, target: pointer.Target) -> model.LoadedModel:
         """A model that is loaded, verified and warmed up, beside the one that answers."""
         prepared = self._kitchen.prepare(self._load(target), run_id=target.run_id, version=target.version)
         if self._stop.is_set():
-            raise Stopped
+            raise trial.Stopped
         return prepared
-
-    def _compared(self, candidate: model.LoadedModel, report: dict[str, Any]) -> list[str]:
-        """Why the candidate may not take over; fills in what was measured."""
-        present, other = self._kitchen.current.predictor, candidate.predictor
-        broken = gate.contract_faults(present, other, self._limits)
-        if broken:
-            return broken
-        golden = present.checkpoint.read_golden()
-        recorded = self._recent.texts()[-REPLAYED:]
-        texts = [*recorded, *(golden.texts if golden else ())] or [self._kitchen.example]
-        seconds = gate.latencies(present, other, texts, pause=self._pause)
-        measured = gate.compare(gate.NOTHING, gate.NOTHING, seconds)
-        if not gate.faults(measured, self._limits):  # one that is too slow would take its time over this too
-            own, its = (gate.replay(one, texts, pause=self._pause) for one in (present, other))
-            measured = gate.compare(own, its, seconds)
-        report.update(dataclasses.asdict(measured))
-        return gate.faults(measured, self._limits)
-
-    def _pause(self, computed_s: float) -> None:
-        if self._stop.wait(min(0.5, computed_s * (1 / DUTY - 1))):
-            raise Stopped
 
     def _swap(self, target: pointer.Target, prepared: model.LoadedModel) -> None:
         before = self._serving.run_id
@@ -202,7 +186,3 @@ class Changeover:
             "report": {},
         }
         self._kitchen.candidate = {**shown, **more}
-
-
-def _in_words(err: BaseException) -> str:
-    return err.message if isinstance(err, errors.MadeWithMLError) else f"{type(err).__name__}: {err}"

@@ -11,25 +11,17 @@ Functions of what they are given; nothing here changes what is served.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from madewithml import config, decision, errors, predict, tokenization
+from madewithml import checkpoint, config, errors, predict, tokenization
 
-if TYPE_CHECKING:
-    from madewithml import engines
-
-# Rows computed at once during a replay: between two of them the engine is free for callers.
-CHUNK = 4
-# Each engine's latency is its best of so many: what a busy machine adds is not the engine's.
+# Each engine's latency is its best of so many.
 TRIALS = 9
 PROBE_ROWS = 8
-
-Pause = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -71,8 +63,8 @@ class Report:
         flip_rate: Share of them with another label; None without any.
         coverage: Share that the present model lets through; None without any.
         candidate_coverage: Share that the candidate lets through; None without any.
-        latency_s: Seconds for one batch on the present model.
-        candidate_latency_s: Seconds for the same texts on the candidate.
+        latency_s: Seconds of processor time for one batch on the present model.
+        candidate_latency_s: The same for the same texts on the candidate.
     """
 
     num_rows: int
@@ -94,20 +86,19 @@ class Behaviour:
 NOTHING = Behaviour([], np.empty(0, dtype=np.bool_))
 
 
-def contract_faults(present: predict.Predictor, candidate: predict.Predictor, limits: Limits) -> list[str]:
+def contract_faults(present: checkpoint.Checkpoint, candidate: checkpoint.Checkpoint, limits: Limits) -> list[str]:
     """What callers rely on and a candidate would break, in words.
 
     Raises:
         CheckpointError: The candidate's recorded policy belongs to other weights or was edited.
     """
     faults = []
-    if set(candidate.classes) != set(present.classes):
-        missing = sorted(set(present.classes) - set(candidate.classes))
-        new = sorted(set(candidate.classes) - set(present.classes))
+    own, other = present.metadata, candidate.metadata
+    if set(other.labels) != set(own.labels):
+        missing, new = (sorted(set(a.labels) - set(b.labels)) for a, b in ((own, other), (other, own)))
         faults.append(f"other labels: {_names(missing)} missing, {_names(new)} new. Start a service of its own for it.")
-    own, other = present.checkpoint.metadata.text_fields, candidate.checkpoint.metadata.text_fields
-    if own != other:
-        faults.append(f"other text fields: {_names(other)} instead of {_names(own)}")
+    if own.text_fields != other.text_fields:
+        faults.append(f"other text fields: {_names(other.text_fields)} instead of {_names(own.text_fields)}")
     if not limits.allow_uncertified and _is_certified(present) and not _is_certified(candidate):
         faults.append(
             "no certificate, and the present model has one: run `madewithml certify` on it and promote it again, or "
@@ -116,59 +107,38 @@ def contract_faults(present: predict.Predictor, candidate: predict.Predictor, li
     return faults
 
 
-def _is_certified(predictor: predict.Predictor) -> bool:
+def _is_certified(found: checkpoint.Checkpoint) -> bool:
     """Whether the checkpoint's own threshold is certified, whatever an operator puts over it."""
-    return predict.policy_of(predictor.checkpoint).source == "certificate"
+    return predict.policy_of(found).source == "certificate"
 
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def replay(predictor: predict.Predictor, texts: Sequence[str], *, pause: Pause) -> Behaviour:
-    """What a model says of texts, a few at a time.
-
-    Args:
-        predictor: The model.
-        texts: The texts.
-        pause: Called after each chunk with the seconds it took: the place to leave the cores to callers.
+def replay(predictor: predict.Predictor, texts: Sequence[str]) -> Behaviour:
+    """What a model says of texts.
 
     Raises:
         CheckpointError: A logit is NaN or infinite.
     """
-    labels: list[str] = []
-    accepted: list[npt.NDArray[np.bool_]] = []
-    for chunk in _chunks(texts):
-        started = time.perf_counter()
-        decisions = _decide(predictor, chunk)
-        labels += [predictor.classes[index] for index in decisions.label]
-        accepted.append(decisions.accepted)
-        pause(time.perf_counter() - started)
-    return Behaviour(labels, np.concatenate([NOTHING.accepted, *accepted]))
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), CHUNK):
-        yield texts[start : start + CHUNK]
-
-
-def _decide(predictor: predict.Predictor, texts: Sequence[str]) -> decision.Decisions:
     try:
-        return predictor.policy.decide(predictor.text_logits(texts), predictor.classes)
+        decisions = predictor.policy.decide(predictor.text_logits(texts), predictor.classes)
     except errors.InputError as err:
         raise errors.CheckpointError(err.message) from err
+    return Behaviour([predictor.classes[index] for index in decisions.label], decisions.accepted)
 
 
-def latencies(
-    present: predict.Predictor, candidate: predict.Predictor, texts: Sequence[str], *, pause: Pause
-) -> tuple[float, float]:
-    """Seconds that each model's engine takes for one batch of the same texts, measured in turns.
+def latencies(present: predict.Predictor, candidate: predict.Predictor, texts: Sequence[str]) -> tuple[float, float]:
+    """Seconds of processor time that each model's engine takes for one batch of the same texts, measured in turns.
+
+    Processor time is what an engine takes from callers, and it stays the same when the machine is busy. Only for a
+    process that does nothing else meanwhile.
 
     Args:
         present: The model that is answering.
         candidate: The candidate.
         texts: The texts; those of middling length are taken.
-        pause: See `replay`.
     """
     ordered = sorted(texts, key=len)
     middle = max(0, (len(ordered) - PROBE_ROWS) // 2)
@@ -180,16 +150,10 @@ def latencies(
     best = [float("inf"), float("inf")]
     for _ in range(TRIALS):
         for index, (engine, batch) in enumerate(batches):
-            seconds = _seconds(engine, batch)
-            best[index] = min(best[index], seconds)
-            pause(seconds)
+            started = time.process_time()
+            engine.logits(*batch)
+            best[index] = min(best[index], time.process_time() - started)
     return best[0], best[1]
-
-
-def _seconds(engine: engines.Engine, batch: tuple[tokenization.Ints, tokenization.Ints]) -> float:
-    started = time.perf_counter()
-    engine.logits(*batch)
-    return time.perf_counter() - started
 
 
 def compare(own: Behaviour, other: Behaviour, seconds: tuple[float, float]) -> Report:

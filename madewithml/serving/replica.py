@@ -5,12 +5,14 @@ Plan -> predictor -> Service, warm -> and beside it, where asked for: the change
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from madewithml import config, predict
-from madewithml.serving import changeover, pointer, service, shadow
+from madewithml.serving import changeover, gate, pointer, service, shadow, trial
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,32 @@ def open_service(plan: Plan) -> service.Service:
     kitchen.warm_up()
     if where is not None:
         interval_s = min(changeover.LOOK_INTERVAL_S, settings.follow_interval_s)
-        watch = changeover.Changeover(kitchen, where, serving=target, load=load, interval_s=interval_s)
+        watch = changeover.Changeover(
+            kitchen, where, serving=target, load=load, attempt=_attempt(settings, plan.threads), interval_s=interval_s
+        )
         watch.start()
         kitchen.helpers.append(watch)
     if plan.shadow is not None:
         _add_shadow(kitchen, load(pointer.Target(*plan.shadow)), run_id=plan.shadow[0])
     return kitchen
+
+
+def _attempt(settings: config.Settings, threads: int) -> changeover.Attempt:
+    def attempt(
+        present: pointer.Target, candidate: pointer.Target, texts: Sequence[str], stop: threading.Event
+    ) -> trial.Verdict:
+        question = trial.Question(
+            present=present.checkpoint,
+            candidate=candidate.checkpoint,
+            engine=settings.engine,
+            threads=threads,
+            threshold=settings.threshold,
+            texts=list(texts),
+            limits=gate.Limits.of(settings),
+        )
+        return trial.run(question, stop=stop)
+
+    return attempt
 
 
 def _add_shadow(kitchen: service.Service, predictor: predict.Predictor, *, run_id: str) -> None:

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from madewithml import errors
-from madewithml.serving import changeover, pointer
+from madewithml.serving import changeover, pointer, trial
 
-from .conftest import ROW, ConstantEngine, HeldEngine, Window, until
+from .conftest import ROW, HeldEngine, Window, until
 
 FIRST = pointer.Target("a-run", "/models/1", "1")
 SECOND = pointer.Target("run-2", "/models/2", "2", seq=1)
@@ -26,13 +26,22 @@ def kitchen(make_service):
     return make_service()
 
 
+def passed(present, candidate, texts, stop):
+    return trial.Verdict([])
+
+
 @pytest.fixture
 def make_watch(kitchen, where, predictor):
-    """A changeover of a service; `loaded` gives the predictor of each target."""
+    """A changeover of a service; `loaded` gives the predictor of each target, `attempt` the verdict on it."""
 
-    def build(loaded=lambda _: None, kitchen=kitchen):
+    def build(loaded=lambda _: None, *, attempt=passed, kitchen=kitchen):
         return changeover.Changeover(
-            kitchen, where, serving=FIRST, load=lambda target: loaded(target) or predictor, interval_s=0.01
+            kitchen,
+            where,
+            serving=FIRST,
+            load=lambda target: loaded(target) or predictor,
+            attempt=attempt,
+            interval_s=0.01,
         )
 
     return build
@@ -86,8 +95,6 @@ class TestAGoodCandidate:
         kitchen = make_service(engine=held)
         window = Window(kitchen)
         where.want(SECOND)
-        # The trial computes on the present engine too: it is the load here that is under test.
-        where.accept(SECOND)
 
         async def scenario():
             async with window.client() as client:
@@ -104,24 +111,33 @@ class TestAGoodCandidate:
         assert (before["run_id"], after["run_id"]) == ("a-run", "run-2")
         assert kitchen._leaving == []
 
-    def test_the_way_back_needs_no_comparison(self, make_watch, where, kitchen):
-        asked = []
-        where.want(SECOND)
-        watch = make_watch(asked.append)
-        watch.look()
-        back = dataclasses.replace(FIRST, seq=2)
-        where.want(back)
-        kitchen.recent = None  # a comparison would need it
-        watch.look()
+    def test_it_is_tried_on_the_texts_of_late_and_the_way_back_needs_no_trial(self, make_watch, where, kitchen):
+        tried = []
 
-        assert kitchen.run_id == "a-run"
-        assert [target.run_id for target in asked] == ["run-2", "a-run"]
+        def attempt(present, candidate, texts, stop):
+            tried.append((present, candidate, texts))
+            return trial.Verdict([])
+
+        watch = make_watch(attempt=attempt)
+        Window(kitchen).post("/predict/", json=ROW)
+        for target in (SECOND, dataclasses.replace(FIRST, seq=2), dataclasses.replace(SECOND, seq=3)):
+            where.want(target)
+            watch.look()
+            assert kitchen.run_id == target.run_id
+
+        assert tried == [(FIRST, SECOND, kitchen.predictor.texts([ROW]))]
+
+    def test_without_texts_of_late_it_is_tried_on_the_example(self, make_watch, where, kitchen):
+        tried = []
+        where.want(SECOND)
+        make_watch(attempt=lambda _, __, texts, ___: tried.append(texts) or trial.Verdict([])).look()
+
+        assert tried == [[kitchen.example]]
 
 
 class TestABadCandidate:
-    def refused(self, make_watch, where, kitchen, loaded):
+    def refused(self, watch, where, kitchen):
         where.want(SECOND)
-        watch = make_watch(loaded)
         watch.look()
         watch.look()
         assert kitchen.run_id == "a-run"
@@ -130,31 +146,26 @@ class TestABadCandidate:
         assert (shown["run_id"], shown["status"]) == ("run-2", "refused")
         return shown
 
-    def test_one_that_cannot_be_loaded_is_refused_in_its_own_words(self, make_watch, where, kitchen):
+    def test_one_that_fails_its_trial_is_not_loaded_and_the_report_is_shown(self, make_watch, where, kitchen):
+        loaded = []
+        watch = make_watch(loaded.append, attempt=lambda *_: trial.Verdict(["too slow"], {"num_rows": 9}))
+        shown = self.refused(watch, where, kitchen)
+
+        assert loaded == []
+        assert (shown["reasons"], shown["report"]) == (["too slow"], {"num_rows": 9})
+
+    def test_one_that_cannot_be_loaded_beside_the_present_model_is_refused(self, make_watch, where, kitchen):
         def load(_):
-            raise errors.CheckpointError("its weights are damaged")
+            raise MemoryError("no room")
 
-        assert self.refused(make_watch, where, kitchen, load)["reasons"] == ["its weights are damaged"]
+        assert self.refused(make_watch(load), where, kitchen)["reasons"] == ["MemoryError: no room"]
 
-    def test_one_that_fails_in_a_way_nobody_thought_of_is_refused_too(self, make_watch, where, kitchen):
-        def load(_):
-            raise ZeroDivisionError("oh")
+    def test_where_no_process_can_be_started_it_is_refused(self, make_watch, where, kitchen):
+        def attempt(*_):
+            raise OSError("too many processes")
 
-        assert self.refused(make_watch, where, kitchen, load)["reasons"] == ["ZeroDivisionError: oh"]
-
-    def test_one_whose_golden_rows_are_off_is_refused(self, make_watch, where, kitchen, predictor):
-        constant = dataclasses.replace(predictor, engine=ConstantEngine(predictor.engine, 3.0))
-        (reason,) = self.refused(make_watch, where, kitchen, lambda _: constant)["reasons"]
-
-        assert "does not reproduce the golden rows" in reason
-
-    def test_one_that_behaves_otherwise_is_refused_with_the_report(self, make_watch, where, kitchen, predictor):
-        eager = dataclasses.replace(predictor, policy=predictor.policy.with_threshold(0.0, source="operator"))
-        kitchen.settings = kitchen.settings.model_copy(update={"gate_max_coverage_change": 0.0, "gate_min_samples": 1})
-        shown = self.refused(make_watch, where, kitchen, lambda _: eager)
-
-        assert shown["report"]["candidate_coverage"] == 1.0
-        assert "gate_max_coverage_change" in shown["reasons"][0]
+        (reason,) = self.refused(make_watch(attempt=attempt), where, kitchen)["reasons"]
+        assert reason == "no process could be started to try it in: OSError: too many processes"
 
     def test_promoted_again_it_is_tried_again(self, make_watch, where, kitchen):
         failures = [errors.CheckpointError("not yet")]

@@ -16,10 +16,6 @@ LIMITS = gate.Limits(
 TEXTS = [f"Row {i} about layers and serving" for i in range(10)]
 
 
-def no_pause(_):
-    return None
-
-
 def behaviour(labels, accepted):
     return gate.Behaviour(list(labels), np.array(accepted, dtype=bool))
 
@@ -76,19 +72,17 @@ class TestCompare:
 
 
 class TestReplay:
-    def test_it_says_what_the_model_answers_and_pauses_between_chunks(self, predictor):
-        pauses = []
-        seen = gate.replay(predictor, TEXTS, pause=pauses.append)
+    def test_it_says_what_the_model_answers(self, predictor):
+        seen = gate.replay(predictor, TEXTS)
         answers = [predictor.predict([{"title": text}])[0] for text in TEXTS]
 
         assert seen.labels == [answer["label"] for answer in answers]
         assert seen.accepted.tolist() == [answer["decision"] == "accepted" for answer in answers]
-        assert len(pauses) == 3
 
     def test_logits_that_are_no_numbers_are_the_models_fault(self, predictor):
         broken = dataclasses.replace(predictor, engine=ConstantEngine(predictor.engine, float("nan")))
         with pytest.raises(errors.CheckpointError):
-            gate.replay(broken, TEXTS, pause=no_pause)
+            gate.replay(broken, TEXTS)
 
     def test_latencies_tell_a_slow_engine(self, predictor):
         class Thrice:
@@ -99,30 +93,29 @@ class TestReplay:
                     predictor.engine.logits(ids, mask)
                 return predictor.engine.logits(ids, mask)
 
-        own, other = gate.latencies(predictor, dataclasses.replace(predictor, engine=Thrice()), TEXTS, pause=no_pause)
+        own, other = gate.latencies(predictor, dataclasses.replace(predictor, engine=Thrice()), TEXTS)
         assert other > 2 * own
 
 
 class TestContract:
     def test_the_same_model_keeps_it(self, predictor):
-        assert gate.contract_faults(predictor, predictor, LIMITS) == []
+        own = predictor.checkpoint
+        assert gate.contract_faults(own, own, LIMITS) == []
 
     def test_other_labels_and_text_fields_are_named(self, predictor):
         metadata = dataclasses.replace(
             predictor.checkpoint.metadata, text_fields=["body"], labels=["mlops", "computer-vision", "other", "news"]
         )
-        changed = dataclasses.replace(
-            predictor, checkpoint=dataclasses.replace(predictor.checkpoint, metadata=metadata)
-        )
-        labels, fields = gate.contract_faults(predictor, changed, LIMITS)
+        changed = dataclasses.replace(predictor.checkpoint, metadata=metadata)
+        labels, fields = gate.contract_faults(predictor.checkpoint, changed, LIMITS)
 
         assert labels.startswith("other labels: natural-language-processing missing, news new")
         assert fields == "other text fields: body instead of title, description"
 
     @pytest.mark.parametrize("allowed", [False, True])
     def test_a_certificate_is_not_lost_unless_the_operator_says_so(self, predictor, monkeypatch, allowed):
-        monkeypatch.setattr(gate, "_is_certified", lambda one: one is predictor)
-        other = dataclasses.replace(predictor)
-        faults = gate.contract_faults(predictor, other, dataclasses.replace(LIMITS, allow_uncertified=allowed))
+        own, other = predictor.checkpoint, dataclasses.replace(predictor.checkpoint)
+        monkeypatch.setattr(gate, "_is_certified", lambda one: one is own)
+        faults = gate.contract_faults(own, other, dataclasses.replace(LIMITS, allow_uncertified=allowed))
 
         assert [fault.startswith("no certificate") for fault in faults] == ([] if allowed else [True])
