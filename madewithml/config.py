@@ -65,7 +65,7 @@ class Settings(pydantic_settings.BaseSettings):
         allow_uncertified: Whether a model without a certificate may replace one that has one.
         gate_max_flip_rate: Share of recent texts to which a model that takes over may give another label.
         gate_max_coverage_change: How far the share of accepted answers may change with it.
-        gate_max_latency_ratio: How much slower it may be, as a multiple.
+        gate_max_latency_ratio: How much more processor time a batch may take with it, as a multiple.
         gate_min_samples: Texts without which labels and coverage are not judged.
         shadow_share: Share of the requests that the shadow model sees too.
     """
