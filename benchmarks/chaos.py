@@ -29,7 +29,7 @@ import faults
 import load
 import psutil
 import tables
-from scene import Scene, Service
+from scene import Scene, Service, until
 
 from madewithml import predict
 
@@ -111,7 +111,8 @@ def make_calls(predictors: dict[str, Any], dataset_loc: Path) -> list[callers.Ca
 
 
 def at_capacity(scene: Scene, service: Service, *, seconds: int = CAPACITY_S) -> Scene:
-    """The scene, with the calls a second that this service can answer."""
+    """The scene, with the calls a second that this service can answer when it does nothing else."""
+    until(service.at_rest, what="a service at rest")
     bodies = scene.folder / "bodies"
     bodies.write_text("".join(f"{call.body}\n" for call in scene.calls), encoding="utf-8")
     measured = load.run(service.predict_url, bodies=bodies, connections=CONNECTIONS, seconds=seconds)

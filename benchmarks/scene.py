@@ -83,6 +83,7 @@ class Service:
             folder=folder,
         )
         self.num_replicas = replicas
+        self._num_spares = 0
         self._client = httpx.Client(base_url=self.url, timeout=30)
 
     def wait_until_ready(self) -> Service:
@@ -95,7 +96,15 @@ class Service:
 
         until(announced, what="the service")
         until(self._settled, what="the end of its start")
+        self._num_spares = self._spares()
         return self
+
+    def at_rest(self) -> bool:
+        """Whether it is as it was after its start: every replica there, spare workers too, and nothing computes."""
+        return self.whole() and self._spares() >= self._num_spares and self._settled()
+
+    def _spares(self) -> int:
+        return sum("ray::IDLE" in " ".join(_command(process)) for process in self.server.processes())
 
     def _settled(self) -> bool:
         """Whether its processes have come to rest: spare workers still import for a while after the first answer."""

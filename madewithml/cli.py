@@ -10,12 +10,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import rich.console
 import typer
 
-from madewithml import cli_keys, config, errors
+from madewithml import cli_keys, cli_options, config, errors
 
 app = typer.Typer(
     name="madewithml",
@@ -30,29 +30,13 @@ app = typer.Typer(
 
 app.add_typer(cli_keys.app, name="keys")
 
-RunId = Annotated[str, typer.Option("--run-id", help="MLflow run id.")]
-Dataset = Annotated[str, typer.Option("--dataset-loc", help="CSV, JSON Lines or Parquet file (path or URL).")]
-Experiment = Annotated[str, typer.Option("--experiment-name", help="MLflow experiment.")]
-TextFields = Annotated[str, typer.Option(help="Columns whose texts are the model's input, comma-separated.")]
-LabelField = Annotated[str, typer.Option(help="Column with the label.")]
-Results = Annotated[Path | None, typer.Option("--results-fp", help="Write the result here as JSON.")]
-Home = Annotated[Path | None, typer.Option(help="Folder of all state (MADEWITHML_HOME).", show_default=False)]
-Engine = Annotated[
-    str | None,
-    typer.Option(help="auto, torch, onnxruntime or openvino; auto takes what `optimize` chose.", show_default=False),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(help="Confidence below which an answer abstains; default: the run's certificate, else 0.9."),
-]
-
 
 @app.command()
 def train(
-    dataset_loc: Dataset,
-    experiment_name: Experiment,
-    text_fields: TextFields = "title,description",
-    label_field: LabelField = "tag",
+    dataset_loc: cli_options.Dataset,
+    experiment_name: cli_options.Experiment,
+    text_fields: cli_options.TextFields = "title,description",
+    label_field: cli_options.LabelField = "tag",
     encoder: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the encoder.")] = None,
     num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step, over all workers.")] = 16,
@@ -63,19 +47,19 @@ def train(
     validation_size: Annotated[float, typer.Option(help="Share of the rows that choose the epoch.")] = 0.08,
     calibration_size: Annotated[float, typer.Option(help="Share of the rows to certify on; 0: none.")] = 0.14,
     test_size: Annotated[float, typer.Option(help="Share of the rows to report on; 0: none.")] = 0.20,
-    results_fp: Results = None,
-    home: Home = None,
+    results_fp: cli_options.Results = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Train a classifier on a labelled file; the last line of stdout is the run id."""
     from madewithml import data, fitting
     from madewithml import train as train_
 
     settings = config.load(home=home, encoder=encoder)
-    _check_writable(results_fp)
+    cli_options.check_writable(results_fp)
     options = train_.TrainOptions(
         dataset_loc=dataset_loc,
         experiment_name=experiment_name,
-        text_fields=_names(text_fields),
+        text_fields=cli_options.names(text_fields),
         label_field=label_field,
         encoder=settings.encoder,
         max_length=max_length,
@@ -87,19 +71,19 @@ def train(
     )
     result = train_.train(options, settings)
     document = {"run_id": result.run_id, "metrics": result.metrics, "checkpoint": str(result.checkpoint)}
-    _write_results(document, results_fp)
+    cli_options.write_results(document, results_fp)
     print(result.run_id)
 
 
 @app.command("import")
 def import_(
     source: Annotated[Path, typer.Option("--from", help="Transformers sequence-classification folder.")],
-    experiment_name: Experiment,
-    text_fields: TextFields = "title,description",
+    experiment_name: cli_options.Experiment,
+    text_fields: cli_options.TextFields = "title,description",
     labels: Annotated[str | None, typer.Option(help="Class names in index order, comma-separated.")] = None,
     dataset_loc: Annotated[str | None, typer.Option(help="Labelled rows the model was not fitted on.")] = None,
-    label_field: LabelField = "tag",
-    home: Home = None,
+    label_field: cli_options.LabelField = "tag",
+    home: cli_options.Home = None,
 ) -> None:
     """Make a run of a classifier that was trained elsewhere; the last line of stdout is the run id."""
     from madewithml import importing
@@ -107,8 +91,8 @@ def import_(
     options = importing.ImportOptions(
         source=source,
         experiment_name=experiment_name,
-        text_fields=_names(text_fields),
-        labels=_names(labels) if labels else None,
+        text_fields=cli_options.names(text_fields),
+        labels=cli_options.names(labels) if labels else None,
         dataset_loc=dataset_loc,
         label_field=label_field,
     )
@@ -117,10 +101,10 @@ def import_(
 
 @app.command("best-run")
 def best_run(
-    experiment_name: Experiment,
+    experiment_name: cli_options.Experiment,
     metric: Annotated[str, typer.Option(help="Metric to compare.")] = "val_loss",
     mode: Annotated[str, typer.Option(help="ASC: the lowest is best; DESC: the highest.")] = "ASC",
-    home: Home = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Print the id of an experiment's best run."""
     from madewithml import runs
@@ -133,31 +117,31 @@ def best_run(
 
 @app.command()
 def evaluate(
-    run_id: RunId,
-    dataset_loc: Dataset,
-    label_field: LabelField = "tag",
+    run_id: cli_options.RunId,
+    dataset_loc: cli_options.Dataset,
+    label_field: cli_options.LabelField = "tag",
     slices: Annotated[
         list[str] | None, typer.Option("--slice", help="Extra slice, NAME=REGEX over the text; may be repeated.")
     ] = None,
-    results_fp: Results = None,
-    home: Home = None,
+    results_fp: cli_options.Results = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Evaluate a run on a labelled file: overall, per class, per slice, calibration."""
     from madewithml import evaluate as evaluate_
     from madewithml import tables
 
     settings = config.load(home=home)
-    _check_writable(results_fp)
-    rules = {**settings.slices, **_slice_rules(slices or [])}
+    cli_options.check_writable(results_fp)
+    rules = {**settings.slices, **cli_options.pairs(slices, "--slice")}
     settings = settings.model_copy(update={"slices": rules})
     document = evaluate_.evaluate_run(run_id, dataset_loc, settings, label_field=label_field)
-    _write_results(document, results_fp)
+    cli_options.write_results(document, results_fp)
     tables.show_evaluation(document, _console())
 
 
 @app.command()
 def predict(
-    run_id: RunId,
+    run_id: cli_options.RunId,
     title: Annotated[str | None, typer.Option(help="Text of the field `title`.")] = None,
     description: Annotated[str | None, typer.Option(help="Text of the field `description`.")] = None,
     field: Annotated[
@@ -165,16 +149,16 @@ def predict(
     ] = None,
     dataset_loc: Annotated[str | None, typer.Option(help="Score this file instead of one row.")] = None,
     output_loc: Annotated[str | None, typer.Option(help="File for the scored rows.")] = None,
-    threshold: Threshold = None,
-    engine: Engine = None,
+    threshold: cli_options.Threshold = None,
+    engine: cli_options.Engine = None,
     num_workers: Annotated[int | None, typer.Option(min=1, help="Predictor actors; default: one per core.")] = None,
-    home: Home = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Answer one row as JSON, or score a whole file."""
     from madewithml import bulk, runs
     from madewithml import predict as predict_
 
-    given = {"title": title, "description": description, **dict(_pair(item, "--field") for item in field or [])}
+    given = {"title": title, "description": description, **cli_options.pairs(field, "--field")}
     row = {name: text for name, text in given.items() if text is not None}
     if bool(row) == bool(dataset_loc) or bool(dataset_loc) != bool(output_loc):
         raise errors.UsageError("give either --title and --description, or --dataset-loc and --output-loc")
@@ -206,7 +190,7 @@ def predict(
 
 @app.command()
 def certify(
-    run_id: RunId,
+    run_id: cli_options.RunId,
     dataset_loc: Annotated[
         str | None, typer.Option(help="Labelled rows the model was not fitted on; default: the run's own.")
     ] = None,
@@ -217,14 +201,14 @@ def certify(
     candidate_coverage: Annotated[
         float, typer.Option(help="Share of inputs whose class shall be among an abstained answer's candidates.")
     ] = 0.9,
-    label_field: LabelField = "tag",
-    results_fp: Results = None,
-    home: Home = None,
+    label_field: cli_options.LabelField = "tag",
+    results_fp: cli_options.Results = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Certify the threshold of a run, or say what is missing; exit status 3 if refused."""
     from madewithml import certifying, tables
 
-    _check_writable(results_fp)
+    cli_options.check_writable(results_fp)
     options = certifying.CertifyOptions(
         run_id=run_id,
         dataset_loc=dataset_loc,
@@ -236,7 +220,7 @@ def certify(
         candidate_coverage=candidate_coverage,
     )
     document = certifying.certify_run(options, config.load(home=home))
-    _write_results(document, results_fp)
+    cli_options.write_results(document, results_fp)
     tables.show_certification(document, _console())
     if document["status"] == "refused":
         raise errors.RefusedError(tables.refusal_in_words(document))
@@ -244,32 +228,32 @@ def certify(
 
 @app.command()
 def optimize(
-    run_id: RunId,
+    run_id: cli_options.RunId,
     dataset_loc: Annotated[
         str | None, typer.Option(help="Labelled rows the model was not fitted on; default: the run's own.")
     ] = None,
-    label_field: LabelField = "tag",
-    results_fp: Results = None,
-    home: Home = None,
+    label_field: cli_options.LabelField = "tag",
+    results_fp: cli_options.Results = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Try every engine on this host and keep the fastest that gives the model's own answers."""
     from madewithml import optimize as optimize_
     from madewithml import tables
 
-    _check_writable(results_fp)
+    cli_options.check_writable(results_fp)
     options = optimize_.OptimizeOptions(run_id=run_id, dataset_loc=dataset_loc, label_field=label_field)
     document = optimize_.optimize_run(options, config.load(home=home))
-    _write_results(document, results_fp)
+    cli_options.write_results(document, results_fp)
     tables.show_optimization(document, _console())
 
 
 @app.command()
 def report(
-    run_id: RunId,
+    run_id: cli_options.RunId,
     output: Annotated[Path, typer.Option(help="HTML file to write.")],
     dataset_loc: Annotated[str | None, typer.Option(help="Labelled rows; default: the run's own test rows.")] = None,
-    label_field: LabelField = "tag",
-    home: Home = None,
+    label_field: cli_options.LabelField = "tag",
+    home: cli_options.Home = None,
 ) -> None:
     """Write one self-contained HTML page: how good the run is, and what each threshold would do."""
     from madewithml import report as report_
@@ -280,10 +264,10 @@ def report(
 
 @app.command()
 def promote(
-    run_id: RunId,
+    run_id: cli_options.RunId,
     alias: Annotated[str, typer.Option(help="Alias to move, `champion` for instance.")],
     name: Annotated[str, typer.Option(help="Registered model.")] = "madewithml",
-    home: Home = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Register a run's checkpoint and point an alias at it."""
     from madewithml import runs
@@ -297,11 +281,11 @@ def serve(
     run_id: Annotated[str | None, typer.Option("--run-id", help="MLflow run to serve.")] = None,
     model: Annotated[str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder to serve.")] = None,
-    threshold: Threshold = None,
+    threshold: cli_options.Threshold = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default 8000.")] = None,
     replicas: Annotated[str, typer.Option(help="Ray Serve replicas, or `auto`: one per core.")] = "1",
-    engine: Engine = None,
+    engine: cli_options.Engine = None,
     local: Annotated[bool, typer.Option("--local", help="Serve without Ray.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes with --local.")] = 1,
     shadow: Annotated[
@@ -316,7 +300,7 @@ def serve(
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Let calls without a key in, also from the network.")
     ] = False,
-    home: Home = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Serve a run over HTTP until Ctrl-C; with --model models:/NAME@ALIAS, whatever the alias is moved to."""
     from madewithml.serving import plan
@@ -331,7 +315,7 @@ def serve(
         keys_file=keys_file,
         allow_anonymous=allow_anonymous or None,
     )
-    count = workers if local else _replica_count(replicas)
+    count = workers if local else cli_options.replica_count(replicas)
     wanted = plan.Wanted(
         settings, run_id=run_id, model=model, checkpoint_folder=checkpoint, replicas=count, shadow=shadow
     )
@@ -358,47 +342,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _console(*, stderr: bool = False) -> rich.console.Console:
     """A terminal that makes no picture of a name such as `:dog:`."""
     return rich.console.Console(stderr=stderr, emoji=False, highlight=False)
-
-
-def _names(value: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in value.split(",") if name.strip())
-    if not names:
-        raise errors.UsageError(f"expected comma-separated names, got {value!r}")
-    return names
-
-
-def _pair(item: str, flag: str) -> tuple[str, str]:
-    name, equals, value = item.partition("=")
-    if not name or not equals:
-        raise errors.UsageError(f"{flag} is {item!r}: expected NAME=VALUE")
-    return name, value
-
-
-def _slice_rules(items: Sequence[str]) -> dict[str, str]:
-    return dict(_pair(item, "--slice") for item in items)
-
-
-def _replica_count(value: str) -> int:
-    from madewithml import host
-
-    if value == "auto":
-        return host.available_cores()
-    if not value.isdecimal() or int(value) < 1:
-        raise errors.UsageError(f"--replicas is {value!r}: expected a number from 1 or 'auto'")
-    return int(value)
-
-
-def _check_writable(path: Path | None) -> None:
-    """Before the work, so that none is done in vain."""
-    if path is not None and not path.parent.is_dir():
-        raise errors.InputError(f"no folder {str(path.parent)!r} to write {path.name!r} into")
-    if path is not None and path.is_dir():
-        raise errors.InputError(f"{str(path)!r} is a folder: --results-fp expects a file to write")
-
-
-def _write_results(document: dict[str, Any], path: Path | None) -> None:
-    if path is not None:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

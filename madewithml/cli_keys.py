@@ -10,14 +10,13 @@ import rich.console
 import rich.table
 import typer
 
-from madewithml import config, keys
+from madewithml import cli_options, config, keys
 
 app = typer.Typer(help="API keys: who may call the service.", no_args_is_help=True, rich_markup_mode=None)
 
 KeysFile = Annotated[
     Path | None, typer.Option(help="File of keys; default: keys.json in the state folder.", show_default=False)
 ]
-Home = Annotated[Path | None, typer.Option(help="Folder of all state (MADEWITHML_HOME).", show_default=False)]
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; appears in logs.")]
 
 
@@ -33,7 +32,7 @@ def create(
         typer.Option("--entry-only", help="Keep it nowhere: print the entry for MADEWITHML_KEYS."),
     ] = False,
     keys_file: KeysFile = None,
-    home: Home = None,
+    home: cli_options.Home = None,
 ) -> None:
     """Make a key and print it, this once; only its hash is kept."""
     path = config.load(home=home, keys_file=keys_file).keys_path
@@ -47,7 +46,7 @@ def create(
 
 
 @app.command("list")
-def list_(keys_file: KeysFile = None, home: Home = None) -> None:
+def list_(keys_file: KeysFile = None, home: cli_options.Home = None) -> None:
     """Names, roles and rates of the keys in the file."""
     found = keys.read(config.load(home=home, keys_file=keys_file).keys_path)
     table = rich.table.Table("name", "role", "rows a second", "created")
@@ -58,7 +57,7 @@ def list_(keys_file: KeysFile = None, home: Home = None) -> None:
 
 
 @app.command()
-def revoke(name: KeyName, keys_file: KeysFile = None, home: Home = None) -> None:
+def revoke(name: KeyName, keys_file: KeysFile = None, home: cli_options.Home = None) -> None:
     """Take a key out of the file; running services notice within a second."""
     path = config.load(home=home, keys_file=keys_file).keys_path
     keys.revoke(path, name)

@@ -152,6 +152,11 @@ class Settings(pydantic_settings.BaseSettings):
         """Our own tracking database, under `home`."""
         return f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
 
+    @property
+    def has_own_mlflow(self) -> bool:
+        """Whether runs are kept under `home`, and not by somebody else's MLflow."""
+        return self.mlflow_uri == self.sqlite_uri
+
 
 def load(**flags: Any) -> Settings:
     """Read the settings.

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import logging
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,11 @@ from madewithml import (
     engine_report,
     engines,
     errors,
-    exporting,
     fidelity,
+    graphs,
     host,
-    int8_groups,
     predict,
     progress,
-    quantising,
     runs,
     speed,
     tokenization,
@@ -44,26 +41,19 @@ from madewithml import (
 
 logger = logging.getLogger(__name__)
 
-FP32_GRAPH, DYNAMIC_GRAPH, STATIC_GRAPH = "model.onnx", "model-int8-dynamic.onnx", "model-int8.onnx"
-OPENVINO_GRAPH = "model.xml"
-GROUPS_GRAPH = "model-int8-groups.xml"
-MIXED_GRAPHS = {group: f"model-int8-mixed-{group}.xml" for group in (128, 64, 32)}
 CANDIDATES = (
     engine_report.Candidate("torch", "fp32", None),
-    engine_report.Candidate("onnxruntime", "fp32", FP32_GRAPH),
-    engine_report.Candidate("onnxruntime", "int8-dynamic", DYNAMIC_GRAPH),
-    engine_report.Candidate("onnxruntime", "int8", STATIC_GRAPH),
-    engine_report.Candidate("openvino", "fp32", OPENVINO_GRAPH),
-    engine_report.Candidate("openvino", "bf16", OPENVINO_GRAPH),
-    engine_report.Candidate("openvino", "int8-groups-128", GROUPS_GRAPH),
-    *(engine_report.Candidate("openvino", f"int8-mixed-{group}", file) for group, file in MIXED_GRAPHS.items()),
+    engine_report.Candidate("onnxruntime", "fp32", graphs.FP32),
+    engine_report.Candidate("onnxruntime", "int8-dynamic", graphs.DYNAMIC),
+    engine_report.Candidate("onnxruntime", "int8", graphs.STATIC),
+    engine_report.Candidate("openvino", "fp32", graphs.OPENVINO),
+    engine_report.Candidate("openvino", "bf16", graphs.OPENVINO),
+    engine_report.Candidate("openvino", "int8-groups-128", graphs.GROUPS),
+    *(engine_report.Candidate("openvino", f"int8-mixed-{group}", file) for group, file in graphs.MIXED.items()),
 )
-GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
 LIBRARIES = ("torch", "onnxruntime", "openvino")
 MAX_ROWS = 256
 HELD_OUT = ("calibration", "test", "validation")
-ROWS_FOR_ROUNDING = 128  # of weights, for int8 by groups
-ROWS_FOR_SCALES = 24  # of activations, and to tell which products are delicate
 ROWS_IN_OTHER_COMPANY = 32
 SPEED_ROUNDS = 3
 SPEED_BATCHES = {1: 8, 8: 3, 32: 1}
@@ -121,7 +111,7 @@ def optimize_run(options: OptimizeOptions, settings: config.Settings) -> dict[st
     folder = predictor.checkpoint.engines_folder
     folder.mkdir(exist_ok=True)
     with progress.track("optimising", total=len(CANDIDATES) + 2) as bar:
-        failed = _write_graphs(trial, folder)
+        failed = graphs.Graphs(predictor.checkpoint, folder, rows=trial.typical).write()
         bar.advance(1, "graphs exported")
         tried = []
         for candidate in CANDIDATES:
@@ -129,7 +119,7 @@ def optimize_run(options: OptimizeOptions, settings: config.Settings) -> dict[st
             bar.advance(1, f"{candidate.name}: {tried[-1].reason or 'passed'}")
         report = _report(_with_speeds(tried, trial), trial)
         bar.advance(1, f"chosen: {report.chosen.name}")
-    _tidy(folder, keep=set(report.files))
+    graphs.tidy(folder, keep=set(report.files))
     _record(store, options.run_id, predictor.checkpoint, report)
     document = {"run_id": options.run_id, **report.to_dict()}
     store.log_json(options.run_id, document, "optimization.json")
@@ -140,7 +130,7 @@ def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predi
     rows = _held_out(options, store, predictor)
     certify_rows = _certify_rows(rows, predictor)
     enough = max(MAX_ROWS, len(rows[0]))  # all of the first part: certificates may rest on it
-    texts = [text for part in rows for text in part.texts][: enough + ROWS_FOR_ROUNDING]
+    texts = [text for part in rows for text in part.texts][: enough + graphs.ROWS_FOR_ROUNDING]
     every = [encoded.ids for encoded in predictor.tokenizer.encode(texts)]
     tokens, others = every[:enough], every[enough:]
     logger.info("judging engines on %d held-out rows", len(tokens))
@@ -149,7 +139,7 @@ def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predi
     return _Trial(
         predictor,
         tokens,
-        (others + tokens)[:ROWS_FOR_ROUNDING],
+        (others + tokens)[: graphs.ROWS_FOR_ROUNDING],
         reference,
         certify_rows,
         workload,
@@ -185,53 +175,6 @@ def _certify_rows(parts: list[data.LabelledText], predictor: predict.Predictor) 
     return None
 
 
-def _write_graphs(trial: _Trial, folder: Path) -> dict[str, str]:
-    """Write all graphs; returns why those that failed did."""
-    rows, pad_id = trial.typical, trial.predictor.tokenizer.pad_id
-    graph, mapped = folder / FP32_GRAPH, folder / OPENVINO_GRAPH
-    few = rows[:ROWS_FOR_SCALES]
-
-    @functools.cache
-    def seen() -> dict[str, int8_groups.Activations]:
-        return int8_groups.observe(mapped, rows=rows, pad_id=pad_id)
-
-    @functools.cache
-    def rounded(group: int) -> int8_groups.Rounding:
-        return int8_groups.rounding_of(mapped, seen=seen(), group=group)
-
-    @functools.cache
-    def mixed() -> list[str]:
-        return int8_groups.mixed(mapped, rounded(128), rows=few, pad_id=pad_id)
-
-    def write_mixed(target: Path, group: int) -> None:
-        int8_groups.write(mapped, target, rounded(group), names=mixed())
-
-    writers: dict[str, Callable[[], None]] = {
-        FP32_GRAPH: lambda: exporting.export(trial.source, graph),
-        OPENVINO_GRAPH: lambda: exporting.to_openvino(graph, mapped),
-        DYNAMIC_GRAPH: lambda: quantising.quantise_dynamic(graph, folder / DYNAMIC_GRAPH),
-        STATIC_GRAPH: lambda: quantising.quantise_static(graph, folder / STATIC_GRAPH, rows=few, pad_id=pad_id),
-        GROUPS_GRAPH: lambda: int8_groups.write(mapped, folder / GROUPS_GRAPH, rounded(128)),
-    }
-    for group, file in MIXED_GRAPHS.items():
-        writers[file] = functools.partial(write_mixed, folder / file, group)
-    failed: dict[str, str] = {}
-    for name, write in writers.items():
-        reason = failed.get(FP32_GRAPH) or _failure(write)  # the other graphs are made from the first
-        if reason is not None:
-            failed[name] = reason
-    return failed
-
-
-def _failure(write: Callable[[], None]) -> str | None:
-    """Why it failed; None if it did not."""
-    try:
-        write()
-    except Exception as err:  # noqa: BLE001 - exporters raise every kind; the candidate is rejected with the reason
-        return _first_line(err)
-    return None
-
-
 def _try(candidate: engine_report.Candidate, trial: _Trial, failed: dict[str, str]) -> engine_report.Candidate:
     """The candidate with its fidelity, or with the reason why it could not be tried."""
     if not engines.installed(candidate.engine):
@@ -241,7 +184,7 @@ def _try(candidate: engine_report.Candidate, trial: _Trial, failed: dict[str, st
     try:
         return _judged(candidate, _build(candidate, trial), trial)
     except Exception as err:  # noqa: BLE001 - what an engine raises on a graph it cannot run; the reason is reported
-        return dataclasses.replace(candidate, reason=f"it fails here: {_first_line(err)}")
+        return dataclasses.replace(candidate, reason=f"it fails here: {graphs.first_line(err)}")
 
 
 def _build(candidate: engine_report.Candidate, trial: _Trial) -> engines.Engine:
@@ -341,18 +284,7 @@ def _has_use(candidate: engine_report.Candidate, candidates: Sequence[engine_rep
     return candidate.passed and (candidate is first or candidate.precision == "fp32")
 
 
-def _tidy(folder: Path, *, keep: set[str]) -> None:
-    """Remove the graphs that no engine will run."""
-    for path in folder.iterdir():
-        if path.suffix in GRAPH_SUFFIXES and path.name not in keep:
-            path.unlink()
-
-
 def _record(store: runs.Store, run_id: str, source: checkpoint.Checkpoint, report: engine_report.EngineReport) -> None:
     for name in report.files:
         store.add_to_checkpoint(run_id, source.engines_folder / name, folder=checkpoint.ENGINES)
     store.add_to_checkpoint(run_id, source.write_engines(report), folder=checkpoint.ENGINES)
-
-
-def _first_line(err: BaseException) -> str:
-    return next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)[:200]

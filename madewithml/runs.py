@@ -80,7 +80,7 @@ class Store:
         if experiment is not None:
             return str(experiment.experiment_id)
         # A tracking server chooses its own place; beside our SQLite file the artifacts belong under `home`.
-        location = (self.settings.home.resolve() / "artifacts").as_uri() if _is_ours(self.settings) else None
+        location = (self.settings.home.resolve() / "artifacts").as_uri() if self.settings.has_own_mlflow else None
         return str(self.client.create_experiment(name, artifact_location=location))
 
     def run(self, run_id: str) -> mlflow.entities.Run:
@@ -316,7 +316,7 @@ def connect(settings: config.Settings) -> Store:
         NotFoundError: The tracking server or database cannot be reached.
     """
     _quieten()
-    if _is_ours(settings):
+    if settings.has_own_mlflow:
         try:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as err:
@@ -331,10 +331,6 @@ def connect(settings: config.Settings) -> Store:
         )
         raise errors.NotFoundError(msg) from err
     return Store(client, settings)
-
-
-def _is_ours(settings: config.Settings) -> bool:
-    return settings.mlflow_uri == settings.sqlite_uri
 
 
 def _validation_loss(model: mlflow.entities.LoggedModel) -> float:

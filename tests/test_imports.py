@@ -22,9 +22,11 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["cli_keys"],
+    ["cli_options"],
     ["serve"],
     ["serving"],
     ["train", "evaluate", "importing", "bulk", "certify", "certifying", "report", "optimize", "pyfunc"],
+    ["graphs"],
     [
         "packing",
         "fitting",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from madewithml import certifying, checkpoint, config, engines, errors, host, optimize, predict, runs, train
+from madewithml import certifying, checkpoint, config, engines, errors, graphs, host, optimize, predict, runs, train
 
 TINY_ROWS = [{"title": "Intro to CNNs", "description": "Processing images with layers."}, {"title": "a"}]
 
@@ -161,7 +161,7 @@ def test_an_engine_that_fails_or_has_no_graph_is_reported_and_the_others_go_on(
     def broken(*_args: object, **_options: object) -> None:
         raise RuntimeError("no such thing\nmore")
 
-    monkeypatch.setattr(optimize.quantising, "quantise_static", broken)
+    monkeypatch.setattr(graphs.quantising, "quantise_static", broken)
     monkeypatch.setattr(engines, "OpenVinoEngine", broken)
     document = optimize.optimize_run(optimize.OptimizeOptions(trained.run_id), settings)
     reasons = {(c["engine"], c["precision"]): c["reason"] for c in document["candidates"]}

@@ -1,16 +1,9 @@
 """The queue between the event loop and the engine.
 
-    submit(rows) -> waiting rows, by rank and by length -> the engine's thread, a batch at a time -> each call's answers
+    submit(rows) -> waiting rows (`turns`) -> the engine's thread, a batch at a time -> each call's answers
 
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
 The engine's thread takes its batches itself, so it never waits for a busy event loop.
-
-A batch is the row whose turn it is, with those whose turn is next, up to the tokens beyond which more would not make it
-cheaper. On an engine that pads, it is taken with its neighbours in length instead, for as long as they make it cheaper
-a token: each row more shares the fixed cost of a batch, and may add padding. How much each weighs on this engine was
-measured by `optimize`. Turns go by rank: the time a row came, plus a little for each row of the same call
-before it, so that a call of a thousand rows does not hold up one of a single row. Every batch holds the row of the
-lowest rank, so none starves.
 
 A call past its deadline is answered 504 at that moment, and its rows are never computed; the same goes for one whose
 client has gone. A call that would wait too long is refused at once (`admission`).
@@ -19,9 +12,7 @@ client has gone. A call that would wait too long is refused at once (`admission`
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
-import heapq
 import queue
 import threading
 import time
@@ -29,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from madewithml import engine_report, errors
-from madewithml.serving import admission, calls
+from madewithml.serving import admission, calls, turns
 
 Compute = Callable[[Sequence[Any]], list[calls.Answer]]
 
@@ -37,9 +28,6 @@ Compute = Callable[[Sequence[Any]], list[calls.Answer]]
 WATCH_AFTER_S = 1.0
 # Rows of one call take turns as if they came this many times slower than the engine computes.
 PACE = 2.0
-# `optimize` measures batch after batch. In a service the work between two of them has emptied the processor's caches of
-# the weights, so that what a batch costs by itself is more: measured under load, about three times as much.
-COLD_CACHES = 3.0
 # A batch counts as stuck only once it takes this many times longer than the longest that is to be expected.
 STUCK_FACTOR = 3.0
 WORK, STOP = "work", "stop"
@@ -66,32 +54,25 @@ class Batcher:
         max_queue_s: float,
     ) -> None:
         self._compute = compute
-        self._max_batch_size = max_batch_size
-        self._curve = curve
+        self._turns = turns.Turns(curve, max_batch_size=max_batch_size)
         self._admission = admission.Admission(max_queue_rows=max_queue_rows, max_queue_s=max_queue_s)
-        self._lock = threading.Lock()
-        self._by_rank: list[tuple[float, int, calls.Waiting]] = []  # a heap; what left it otherwise stays behind
-        self._by_length: list[tuple[tuple[int, int], calls.Waiting]] = []  # sorted
-        self._number = 0
-        self._idle = True
         self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._engine: threading.Thread | None = None
         self._calls: set[calls.Call] = set()
         self._lists: set[calls.Call] = set()  # those of several rows, whose turns come one by one
-        self._waiting_tokens = 0
         self._token_seconds = 0.0001  # a guess until the first batch was timed
-        self._moved = 0.0  # when the engine's thread last had or finished something to do
+        self._moved = 0.0  # when the engine's thread last finished a batch
         self._longest_s = 0.0
 
     @property
     def budget_tokens(self) -> int:
         """Tokens of a batch at most, unless it is one text that is longer."""
-        return self._curve.budget_tokens
+        return self._turns.budget_tokens
 
     @property
     def waiting(self) -> int:
         """Rows in the queue."""
-        return len(self._by_length)
+        return len(self._turns)
 
     @property
     def wait_s(self) -> float:
@@ -104,7 +85,7 @@ class Batcher:
             max(0.0, len(call.rows) - 1 - (now - call.since) / call.step_s) * call.tokens / len(call.rows)
             for call in self._lists
         )
-        return max(0.0, self._waiting_tokens - not_yet) * self._token_seconds
+        return max(0.0, self._turns.tokens - not_yet) * self._token_seconds
 
     def expect(self, seconds: float) -> None:
         """Say how long a batch may take: one that takes no more is not stuck, however slow model and machine are."""
@@ -115,7 +96,10 @@ class Batcher:
 
         With a batch in the engine, or with rows that it does not come to take.
         """
-        return not self._idle and time.monotonic() - self._moved > max(limit_s, STUCK_FACTOR * self._longest_s)
+        if not self._turns.busy:
+            return False
+        standing_s = time.monotonic() - max(self._moved, self._turns.busy_since)
+        return standing_s > max(limit_s, STUCK_FACTOR * self._longest_s)
 
     def admit(self, lengths: Sequence[int], *, offered: float | None = None) -> None:
         """Let a call in or refuse it, before anything costly is done for it.
@@ -181,7 +165,7 @@ class Batcher:
             self._lists.discard(call)
             call.close()
             if call.missing:  # failed, cancelled or late
-                self._withdraw(call)
+                self._turns.withdraw(call)
 
     def _seconds(self, lengths: Sequence[int]) -> float:
         """What the first rows of a call will take the engine; the rest of a long list takes its turn later."""
@@ -202,18 +186,7 @@ class Batcher:
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
 
     def _queue(self, call: calls.Call, rows: Sequence[calls.Row]) -> None:
-        rank = time.monotonic()
-        with self._lock:
-            for index, row in enumerate(rows):
-                self._number += 1
-                waiting = calls.Waiting(row, call, index, (len(row.ids), self._number))
-                call.rows.append(waiting)
-                heapq.heappush(self._by_rank, (rank + index * call.step_s, self._number, waiting))
-                bisect.insort(self._by_length, (waiting.place, waiting))
-            self._waiting_tokens += call.tokens
-            wake, self._idle = self._idle, False
-            if wake:
-                self._moved = rank
+        wake = self._turns.add(call, rows)
         if self._engine is None:
             self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
             self._engine.start()
@@ -237,25 +210,10 @@ class Batcher:
         await departure()
         call.fail(errors.ClientGoneError("the client closed the connection before its answer was there"))
 
-    def _withdraw(self, call: calls.Call) -> None:
-        with self._lock:
-            for waiting in call.rows:
-                if waiting.queued:
-                    self._remove(waiting)
-
-    def _remove(self, waiting: calls.Waiting) -> None:
-        waiting.queued = False
-        self._waiting_tokens -= len(waiting.row.ids)
-        del self._by_length[self._position(waiting)]
-
-    def _position(self, waiting: calls.Waiting) -> int:
-        """Where a waiting row is among the rows by length."""
-        return bisect.bisect_left(self._by_length, waiting.place, key=lambda entry: entry[0])
-
     def _run(self) -> None:
         """The engine's thread: batch after batch until it is told to stop."""
         while True:
-            batch = self._take()
+            batch = self._turns.take()
             if not batch:
                 if self._wake.get() == STOP:
                     return
@@ -279,67 +237,9 @@ class Batcher:
                 raise RuntimeError(f"the engine gave {len(answers)} answers for {len(batch)} rows")
         except Exception as err:  # noqa: BLE001 - whatever the engine raised belongs to the callers of this batch
             for call in {waiting.call for waiting in batch}:
-                self._withdraw(call)  # now: told by the event loop it would compute the rest of them first
+                self._turns.withdraw(call)  # now: told by the event loop it would compute the rest of them first
             return [None] * len(batch), err
         return answers, None
-
-    def _take(self) -> list[calls.Waiting]:
-        """The next batch; empty when nothing waits, and the engine then counts as idle."""
-        with self._lock:
-            while self._by_rank:
-                _, _, first = heapq.heappop(self._by_rank)
-                if first.queued:
-                    return self._with_neighbours(first) if self._curve.pads else self._with_followers(first)
-            self._idle = True
-            return []
-
-    def _with_followers(self, first: calls.Waiting) -> list[calls.Waiting]:
-        """The row whose turn it is, with those whose turn is next; all leave the queue."""
-        batch, tokens = [first], len(first.row.ids)
-        while self._by_rank and len(batch) < self._max_batch_size:
-            _, _, following = self._by_rank[0]
-            if following.queued:
-                tokens += len(following.row.ids)
-                if tokens > self._curve.budget_tokens:
-                    break
-                batch.append(following)
-            heapq.heappop(self._by_rank)
-        for waiting in batch:
-            self._remove(waiting)
-        return batch
-
-    def _with_neighbours(self, first: calls.Waiting) -> list[calls.Waiting]:
-        """The row whose turn it is, with the neighbours in length that make its batch cheap; all leave the queue."""
-        _, low, high = max(self._windows(self._position(first)))
-        batch = [waiting for _, waiting in self._by_length[low:high]]
-        del self._by_length[low:high]
-        for waiting in batch:
-            waiting.queued = False
-            self._waiting_tokens -= len(waiting.row.ids)
-        return batch
-
-    def _windows(self, start: int) -> list[tuple[float, int, int]]:
-        """Batches around the row at `start`, growing by the nearest in length.
-
-        Returns:
-            For each: the share of its cost that is spent on real tokens, and its range in the rows by length.
-        """
-        ordered, overhead = self._by_length, self._curve.overhead_tokens * COLD_CACHES
-        low, high, own = start, start + 1, ordered[start][0][0]
-        tokens, windows = own, [(own / (own + overhead), low, high)]
-        while high - low < self._max_batch_size:
-            shorter = own - ordered[low - 1][0][0] if low > 0 else None
-            longer = ordered[high][0][0] - own if high < len(ordered) else None
-            if shorter is None and longer is None:
-                break
-            goes_up = shorter is None or (longer is not None and longer <= shorter)
-            low, high = (low, high + 1) if goes_up else (low - 1, high)
-            tokens += ordered[high - 1 if goes_up else low][0][0]
-            padded = ordered[high - 1][0][0] * (high - low)
-            if padded > self._curve.budget_tokens:
-                break
-            windows.append((tokens / (padded + overhead), low, high))
-        return windows
 
     @staticmethod
     def _deliver(part: Sequence[tuple[calls.Waiting, calls.Answer | None]], err: BaseException | None) -> None:

@@ -29,11 +29,14 @@ PREFIX = problems.INFERENCE_PROTOCOL
 
 def add(app: FastAPI, kitchen: service.Service) -> None:
     """Register the routes of both protocols."""
-    _add_inference(app, kitchen)
+    _add_server(app, kitchen)
+    _add_model(app, kitchen)
     _add_scoring(app, kitchen)
 
 
-def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
+def _add_server(app: FastAPI, kitchen: service.Service) -> None:
+    """What the Open Inference Protocol asks of the server as a whole."""
+
     async def v2_server(request: Request) -> Response:
         document = {"name": "madewithml", "version": madewithml.__version__}
         return replies.json(request, {**document, "extensions": inference_protocol.EXTENSIONS})
@@ -43,6 +46,14 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
 
     async def v2_ready(request: Request) -> Response:
         return _state(request, "ready", holds=kitchen.ready)
+
+    _route(app, "GET", PREFIX, v2_server, "The server and its extensions")
+    _route(app, "GET", f"{PREFIX}/health/live", v2_live, "Liveness")
+    _route(app, "GET", f"{PREFIX}/health/ready", v2_ready, "Readiness")
+
+
+def _add_model(app: FastAPI, kitchen: service.Service) -> None:
+    """What it asks of a model."""
 
     async def v2_model(request: Request) -> Response:
         _check_model(request, kitchen)
@@ -84,12 +95,11 @@ def _add_inference(app: FastAPI, kitchen: service.Service) -> None:
         _route(app, "GET", path, v2_model, "A model's inputs and outputs")
         _route(app, "GET", f"{path}/ready", v2_model_ready, "Whether a model is ready")
         _route(app, "POST", f"{path}/infer", v2_infer, "Classify the elements of tensors")
-    _route(app, "GET", PREFIX, v2_server, "The server and its extensions")
-    _route(app, "GET", f"{PREFIX}/health/live", v2_live, "Liveness")
-    _route(app, "GET", f"{PREFIX}/health/ready", v2_ready, "Readiness")
 
 
 def _add_scoring(app: FastAPI, kitchen: service.Service) -> None:
+    """What MLflow's scoring protocol asks."""
+
     async def invocations(request: Request) -> Response:
         asked = scoring_protocol.parse(
             await exchange.read_body(request, kitchen.settings),

@@ -67,9 +67,9 @@ def of_length(length, mark=0):
     return row(mark, *[0] * (length - 1))
 
 
-def make(engine, *, max_batch_size=4, budget_tokens=10_000, overhead_tokens=10_000.0, max_queue_rows=100, pads=True):
-    """A queue; by default a batch costs so much by itself that it is always worth filling."""
-    curve = engine_report.CostCurve(budget_tokens, overhead_tokens, pads)
+def make(engine, *, max_batch_size=4, max_queue_rows=100):
+    """A queue for an engine on which a batch costs so much by itself that it is always worth filling."""
+    curve = engine_report.CostCurve(budget_tokens=10_000, overhead_tokens=10_000.0)
     return batching.Batcher(
         engine, max_batch_size=max_batch_size, curve=curve, max_queue_rows=max_queue_rows, max_queue_s=60
     )
@@ -128,113 +128,6 @@ class TestBatches:
             return [len(batch) for batch in engine.batches]
 
         assert asyncio.run(scenario()) == [4, 4, 2]
-
-    def test_like_lengths_go_with_the_oldest(self):
-        """The longest of those that waited is not padded up to, and goes in the next batch."""
-
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=3)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(length)) for length in (10, 50, 11, 52, 9, 51)]
-            engine.release()
-            await asyncio.gather(*calls)
-            return [sorted(map(len, batch)) for batch in engine.batches[1:]]
-
-        assert asyncio.run(scenario()) == [[9, 10, 11], [50, 51, 52]]
-
-    def test_a_long_row_does_not_starve_while_short_ones_keep_coming(self):
-        """It goes in the batch after the one that was waiting before it, however many short rows come."""
-
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=2)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(3)) for _ in range(2)]
-            calls.append(await submit(batcher, of_length(60, mark=7)))
-            for step in range(1, 5):
-                calls += [await submit(batcher, of_length(3)) for _ in range(4)]
-                engine.step()
-                await until(lambda step=step: len(engine.batches) > step)
-            engine.release()
-            await asyncio.gather(*calls)
-            return [7 in {ids[0] for ids in batch} for batch in engine.batches[:4]]
-
-        assert asyncio.run(scenario()) == [False, False, True, False]
-
-    def test_where_padding_costs_nothing_rows_go_in_the_order_they_came(self):
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=3, pads=False)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(length)) for length in (10, 50, 11, 52, 9, 51)]
-            engine.release()
-            await asyncio.gather(*calls)
-            return [list(map(len, batch)) for batch in engine.batches[1:]], batcher.waiting
-
-        assert asyncio.run(scenario()) == ([[10, 50, 11], [52, 9, 51]], 0)
-
-    def test_where_padding_costs_nothing_the_budget_counts_real_tokens(self):
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=10, budget_tokens=40, pads=False)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(length)) for length in (30, 5, 5, 1, 100, 3)]
-            gone = await submit(batcher, of_length(2, mark=8))
-            gone.cancel()
-            await asyncio.wait([gone])
-            engine.release()
-            await asyncio.gather(*calls)
-            return [list(map(len, batch)) for batch in engine.batches[1:]], batcher.waiting
-
-        # a row longer than the budget goes alone, and one that nobody waits for is not computed
-        assert asyncio.run(scenario()) == ([[30, 5, 5], [1], [100], [3]], 0)
-
-    def test_a_batch_holds_at_most_its_budget_of_tokens_padding_included(self):
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=10, budget_tokens=40)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(length)) for length in (10, 11, 10, 12, 10, 100)]
-            engine.release()
-            await asyncio.gather(*calls)
-            return [list(map(len, batch)) for batch in engine.batches[1:]]
-
-        # three rows of 11 make 33 tokens, a fourth would make 44; a row longer than the budget goes alone
-        assert asyncio.run(scenario()) == [[10, 10, 10], [11, 12], [100]]
-
-    @pytest.mark.parametrize(
-        ("overhead", "batches"),
-        [
-            (0.0, [[40], [41], [12], [10], [8]]),  # where a batch costs nothing by itself every row goes alone
-            (10.0, [[8, 10, 12], [40, 41]]),  # not worth padding the short ones to 40
-            (1000.0, [[8, 10, 12, 40, 41]]),
-        ],
-    )
-    def test_rows_go_together_as_far_as_sharing_is_worth_the_padding(self, overhead, batches):
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=10, overhead_tokens=overhead)
-            calls = [await occupy(batcher, engine)]
-            calls += [await submit(batcher, of_length(length)) for length in (40, 41, 12, 10, 8)]
-            engine.release()
-            await asyncio.gather(*calls)
-            return [list(map(len, batch)) for batch in engine.batches[1:]]
-
-        assert sorted(asyncio.run(scenario())) == sorted(batches)
-
-    def test_a_long_list_does_not_hold_up_a_call_of_one_row_that_comes_later(self):
-        async def scenario():
-            engine = Engine(held=True)
-            batcher = make(engine, max_batch_size=2, max_queue_rows=2000)
-            calls = [await occupy(batcher, engine)]
-            calls.append(await submit(batcher, *[row(0) for _ in range(1000)]))
-            calls.append(await submit(batcher, of_length(50, mark=7)))
-            engine.release()
-            await asyncio.gather(*calls)
-            return next(i for i, batch in enumerate(engine.batches) if 7 in {ids[0] for ids in batch})
-
-        assert asyncio.run(scenario()) < 100
 
     def test_one_call_larger_than_a_batch_is_answered_whole_and_in_order(self):
         async def scenario():
