@@ -62,6 +62,7 @@ lint: install  ## Style and docstrings
 
 types: install  ## mypy, strict
 	@$(BIN)/mypy
+	@MYPYPATH=benchmarks:benchmarks/peers $(BIN)/mypy --no-warn-return-any --no-warn-unused-ignores benchmarks/*.py
 
 bench: install  ## Measurements; results under benchmarks/results. CHECKPOINT=DIR adds serving beside other servers
 	@$(BIN)/python benchmarks/training.py --dataset-loc $(SAMPLE)

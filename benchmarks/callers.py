@@ -225,7 +225,8 @@ class _Sender:
             if connection.usable:
                 return connection
         loop = asyncio.get_running_loop()
-        return (await loop.create_connection(_Connection, self._address.hostname, self._address.port))[1]
+        host, port = str(self._address.hostname), int(self._address.port or 80)
+        return (await loop.create_connection(_Connection, host, port))[1]
 
 
 async def _main(url: str, calls: Path, rate: float, tolerance: float, record: Path) -> None:

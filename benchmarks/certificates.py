@@ -162,7 +162,9 @@ def simulate(num_runs: int, seed: int, tune_share: float) -> list[dict[str, Any]
             best = Population.of(logits, error).at(calibration.fit_temperature(logits, labels))
             oracle = {risk: best.oracle(risk) for risk in RISKS}
 
-            def judge(temperature: float, threshold: float, raw=raw, tempered=tempered) -> Truth:
+            def judge(
+                temperature: float, threshold: float, raw: Population = raw, tempered: Population = tempered
+            ) -> Truth:
                 return (raw if temperature == 1.0 else tempered.at(temperature)).judge(threshold)
 
             for num_rows in ROW_COUNTS:

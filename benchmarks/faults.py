@@ -327,17 +327,17 @@ def steady(scene: Scene, service: Service) -> Finding:
     after = _descriptors_at_rest(service)
     finding.take(load)
     quarter = len(samples) // 4  # the first is warming up
-    times, memory = (np.array(column) for column in zip(*samples[quarter:], strict=True))
-    slope, noise = _slope(times, memory)
+    times, used = (np.array(column) for column in zip(*samples[quarter:], strict=True))
+    slope, noise = _slope(times, used)
     finding.measured |= {
         "minutes": round(seconds / 60, 1),
-        "replicas_mb": [round(float(memory[0]), 1), round(float(memory[-1]), 1)],
+        "replicas_mb": [round(float(used[0]), 1), round(float(used[-1]), 1)],
         "mb_per_hour": round(slope * 3600, 1),
         "mb_per_hour_noise": round(2 * noise * 3600, 1),
         "descriptors_at_rest": [before, after],
     }
     # A slope that ten minutes can tell from nothing, and that would matter: a hundredth of the memory in that time.
-    grows = slope > 2 * noise and slope * STEADY_S > 0.01 * float(memory[0])
+    grows = slope > 2 * noise and slope * STEADY_S > 0.01 * float(used[0])
     finding.require(scene.short or not grows, f"memory grows by {slope * 3600:.0f} MB an hour")
     finding.require(after <= before + FEW, f"descriptors go from {before} to {after}")
     return finding

@@ -216,7 +216,7 @@ async def _send(client: httpx.AsyncClient, request: Request, outcome: Outcome) -
     try:
         response = await client.post(request.path, content=request.body, headers=request.headers)
     except httpx.HTTPError as err:
-        fault = f"{type(err).__name__}: {err}"
+        fault: str | None = f"{type(err).__name__}: {err}"
         outcome.statuses["none"] += 1
     else:
         fault = _fault(request, response)

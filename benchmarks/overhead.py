@@ -32,9 +32,10 @@ import measurement
 import numpy as np
 import torch
 import transformers
+from starlette import requests
 
 from madewithml import cluster, config, engines, importing, optimize, predict, runs, tokenization
-from madewithml.serving import app, service
+from madewithml.serving import app, replies, service
 
 TEXT_FIELDS = ("title", "description")
 CONNECTIONS = 32
@@ -92,14 +93,14 @@ def _steps(predictor: predict.Predictor, rows: Sequence[Mapping[str, str]]) -> d
     logits = predictor.engine.logits(*tokenization.pad([tokens[0][0].ids], pad_id=0))
     answers = predictor.decide(logits, [False], predictor.policy)
     document = {"results": answers, "run_id": kitchen.run_id, "request_id": "0" * 32}
-    request = app.Request({"type": "http", "headers": [], "madewithml.request_id": "0" * 32, "app": _App})
+    request = requests.Request({"type": "http", "headers": [], "madewithml.request_id": "0" * 32, "app": _App})
     steps = {
         "read and check the body": _median(kitchen.schema.parse, bodies),
         "join the texts": _median(predictor.texts, parsed),
         "tokenise": _median(lambda text: predictor.tokenizer.encode([text]), texts),
         "pad": _median(lambda row: tokenization.pad([row[0].ids], pad_id=0), tokens),
         "decide": _median(lambda _: predictor.decide(logits, [False], predictor.policy), texts),
-        "write the answer": _median(lambda _: app.json_response(request, document), texts),
+        "write the answer": _median(lambda _: replies.json(request, document), texts),
     }
     steps["queue, engine's thread and back, with the steps above but the first and the last"] = asyncio.run(
         _median_of_awaits(kitchen.answer, parsed)

@@ -58,8 +58,8 @@ def rates(contenders: Sequence[Mapping[str, Any]], limit: Mapping[str, float]) -
         axes = figure.add_subplot()
         axes.axvspan(limit["min"], limit["max"], color=LINE, alpha=0.25, linewidth=0)
         axes.axvline(limit["median"], color=INK, linewidth=1.2, dashes=(3, 3))
-        note = {"xytext": (-4, 3), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-        axes.annotate("the engine, no server", (limit["median"], -0.9), **note)
+        at = (limit["median"], -0.9)
+        axes.annotate("the engine, no server", at, xytext=(-4, 3), textcoords="offset points", ha="right", va="bottom")
         for place, row in enumerate(shown):
             _dots(axes, row, place, counts)
         _axes(axes, [row["title"] for row in shown])

@@ -19,7 +19,7 @@ def main_table(contenders: Sequence[Mapping[str, Any]]) -> Table:
     latencies = [f"p50 / p99 ms at {count}" for count in dict.fromkeys((few, many))]
     head = ["server", "engine", *(f"req/s at {count}" for count in counts), "of limit", "of best peer", *latencies]
     rest = ["CPU ms a request", "start s", "MB", "largest MB", "errors"]
-    rows = [_row(row, counts, dict.fromkeys((few, many))) for row in contenders if row["loads"]]
+    rows = [_row(row, counts, list(dict.fromkeys((few, many)))) for row in contenders if row["loads"]]
     return [*head, *rest], rows
 
 
