@@ -102,7 +102,7 @@ class LoadedModel:
                 self._empty.set()
 
     def warm_up(self, example: str) -> float:
-        """Check the golden rows and run the batch shapes in use once.
+        """Check the golden rows and run the batch shapes in use once, which also says how long a batch may take.
 
         Args:
             example: A text to warm up on.
@@ -115,14 +115,20 @@ class LoadedModel:
         """
         difference = self.predictor.check_golden()
         (tokens,) = self.predictor.tokenizer.encode([example])
-        order = Order(tokens.ids, truncated=False, policy=self.predictor.policy)
-        for size in (1, self._max_batch_size):
+        for rows in self._shapes(tokens.ids):
             started = time.monotonic()
-            _compute(self.predictor, [order] * size)
-        # A batch holds no more tokens than the budget, unless it is one text that is longer.
-        most = max(self.batcher.budget_tokens, self.predictor.checkpoint.metadata.max_length)
-        self.batcher.expect((time.monotonic() - started) * max(1.0, most / (self._max_batch_size * len(order.ids))))
+            _compute(self.predictor, [Order(ids, truncated=False, policy=self.predictor.policy) for ids in rows])
+            self.batcher.expect(time.monotonic() - started)
         return difference
+
+    def _shapes(self, ids: list[int]) -> list[list[list[int]]]:
+        """The smallest batch, and the largest of short and of long rows: engines keep memory for the largest they saw.
+
+        A batch holds no more tokens than the budget, unless it is one text that is longer.
+        """
+        longest = self.predictor.checkpoint.metadata.max_length
+        long = (ids * longest)[:longest]
+        return [[ids], [ids] * self._max_batch_size, [long] * max(1, self.batcher.budget_tokens // longest)]
 
     def retire(self, *, patience_s: float) -> bool:
         """Admit nothing more, wait until everything admitted is answered, and let the engine's thread go.
