@@ -130,10 +130,12 @@ class Changeover:
         self._claimed = target.seq
         self._show(target, "checking")
         logger.info("trying run %s beside run %s", target.run_id, self._serving.run_id)
-        verdict, candidate = self._verdict(target), None
+        verdict, candidate = trial.Verdict([]), None
         try:
+            verdict = self._verdict(target)
             candidate = None if verdict.reasons else self._prepared(target)
         except trial.Stopped:
+            self._pointer.give_up(target)
             raise
         except Exception as err:  # noqa: BLE001 - what passed its trial may still find no room beside the present model
             verdict = trial.Verdict([trial.in_words(err)], verdict.report)

@@ -158,6 +158,10 @@ class Pointer:
             return False
         return True
 
+    def give_up(self, target: Target) -> None:
+        """Judge the target no more, through no fault of its own: another replica may."""
+        (self.folder / f"claim-{target.seq}").unlink(missing_ok=True)
+
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             document: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))

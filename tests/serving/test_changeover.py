@@ -134,6 +134,18 @@ class TestAGoodCandidate:
 
         assert tried == [[kitchen.example]]
 
+    def test_a_replica_that_ends_meanwhile_leaves_the_trial_to_another(self, make_watch, where, make_service):
+        def attempt(*_):
+            raise trial.Stopped
+
+        other = make_service()
+        where.want(SECOND)
+        with pytest.raises(trial.Stopped):
+            make_watch(attempt=attempt).look()
+        make_watch(kitchen=other).look()
+
+        assert other.run_id == "run-2"
+
 
 class TestABadCandidate:
     def refused(self, watch, where, kitchen):
