@@ -30,6 +30,7 @@ ROW_PARTS = 6  # kinds of rows in a flood
 STEADY_S = 600.0
 SAMPLE_EVERY_S = 5.0
 FEW = 5  # descriptors that come and go by themselves
+LOOKS = 5
 
 
 @dataclass
@@ -315,7 +316,8 @@ def steady(scene: Scene, service: Service) -> Finding:
     finding = Finding("memory slope within noise, no descriptor growth")
     seconds = 6.0 if scene.short else STEADY_S
     samples: list[tuple[float, float]] = []
-    before = _descriptors_at_rest(service)
+    looks = 1 if scene.short else LOOKS
+    before = _descriptors_at_rest(service, looks=looks)
     with scene.load(service.predict_url) as load:
         started = time.monotonic()
         while time.monotonic() - started < seconds:
@@ -324,7 +326,7 @@ def steady(scene: Scene, service: Service) -> Finding:
             processes = [process for process in service.replicas() if process.is_running()]
             memory = sum(process.memory_full_info().pss / 2**20 for process in processes)
             samples.append((time.monotonic() - started, memory))
-    after = _descriptors_at_rest(service)
+    after = _descriptors_at_rest(service, looks=looks)
     finding.take(load)
     quarter = len(samples) // 4  # the first is warming up
     times, used = (np.array(column) for column in zip(*samples[quarter:], strict=True))
@@ -343,17 +345,20 @@ def steady(scene: Scene, service: Service) -> Finding:
     return finding
 
 
-def _descriptors_at_rest(service: Service) -> int:
-    """Open files and sockets once idle connections are closed; under load they are as many as calls at a time."""
+def _descriptors_at_rest(service: Service, *, looks: int) -> int:
+    """Open files and sockets once idle connections are closed; under load they are as many as calls at a time.
+
+    HAProxy closes those it does not need by and by: only what has not fallen for so many looks will not fall any more.
+    """
     counts = [_descriptors(service)]
 
-    def fall_no_more() -> bool:
+    def falls_no_more() -> bool:
         due = time.monotonic() + SAMPLE_EVERY_S
         until(lambda: time.monotonic() >= due, what="the next sample")
         counts.append(_descriptors(service))
-        return counts[-1] >= counts[-2] - FEW
+        return len(counts) > looks and counts[-1] >= counts[-1 - looks] - FEW
 
-    until(fall_no_more, what="the end of idle connections")
+    until(falls_no_more, what="the end of idle connections")
     return counts[-1]
 
 
