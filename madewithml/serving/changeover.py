@@ -29,7 +29,7 @@ VERDICT_PATIENCE_S = trial.PATIENCE_S + 60.0
 # Enough to see a share of labels change by a fifth.
 REPLAYED = 64
 
-Load = Callable[[pointer.Target], predict.Predictor]
+Load = Callable[[str], predict.Predictor]
 Attempt = Callable[[pointer.Target, pointer.Target, Sequence[str], threading.Event], trial.Verdict]
 
 
@@ -40,7 +40,7 @@ class Changeover:
         kitchen: The service.
         where: What it shall run.
         serving: What it runs now.
-        load: Makes a predictor of a target; verifies the files.
+        load: Makes a predictor of a checkpoint folder; verifies the files.
         attempt: Judges a candidate, the second target, beside what is served, the first, on texts; `trial.Stopped`
             once the event is set.
         interval_s: Seconds between two looks.
@@ -150,14 +150,11 @@ class Changeover:
         if self._pointer.was_accepted(target):
             return trial.Verdict([])
         texts = self._recent.texts()[-REPLAYED:] or [self._kitchen.example]
-        try:
-            return self._attempt(self._serving, target, texts, self._stop)
-        except OSError as err:
-            return trial.Verdict([f"no process could be started to try it in: {trial.in_words(err)}"])
+        return self._attempt(self._serving, target, texts, self._stop)
 
     def _prepared(self, target: pointer.Target) -> model.LoadedModel:
         """A model that is loaded, verified and warmed up, beside the one that answers."""
-        prepared = self._kitchen.prepare(self._load(target), run_id=target.run_id, version=target.version)
+        prepared = self._kitchen.prepare(self._load(target.checkpoint), run_id=target.run_id, version=target.version)
         if self._stop.is_set():
             raise trial.Stopped
         return prepared

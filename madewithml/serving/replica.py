@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from madewithml import config, predict
-from madewithml.serving import changeover, gate, pointer, service, shadow, trial
+from madewithml.serving import changeover, gate, loader, pointer, service, shadow, trial
 
 
 @dataclass(frozen=True)
@@ -48,39 +48,34 @@ def open_service(plan: Plan) -> service.Service:
         UsageError: Its engine cannot run here.
     """
     settings = config.restore(plan.settings)
-
-    def load(target: pointer.Target) -> predict.Predictor:
-        return predict.TorchPredictor.from_checkpoint(
-            target.checkpoint, engine=settings.engine, threshold=settings.threshold, threads=plan.threads
-        )
-
+    own = loader.Loader(settings.engine, plan.threads, settings.threshold)
     where = pointer.Pointer(Path(plan.pointer)) if plan.pointer else None
     # One that starts late, after a crash for instance, runs what the others run by then.
     target = where.accepted() if where else pointer.Target(plan.run_id, plan.checkpoint, plan.version)
-    kitchen = service.Service(load(target), run_id=target.run_id, settings=settings, version=target.version)
+    predictor = own.load(target.checkpoint)
+    kitchen = service.Service(predictor, run_id=target.run_id, settings=settings, version=target.version)
     kitchen.warm_up()
     if where is not None:
         interval_s = min(changeover.LOOK_INTERVAL_S, settings.follow_interval_s)
         watch = changeover.Changeover(
-            kitchen, where, serving=target, load=load, attempt=_attempt(settings, plan.threads), interval_s=interval_s
+            kitchen, where, serving=target, load=own.load, attempt=_attempt(own, settings), interval_s=interval_s
         )
         watch.start()
         kitchen.helpers.append(watch)
     if plan.shadow is not None:
-        _add_shadow(kitchen, load(pointer.Target(*plan.shadow)), run_id=plan.shadow[0])
+        run_id, folder = plan.shadow
+        _add_shadow(kitchen, own.load(folder), run_id=run_id)
     return kitchen
 
 
-def _attempt(settings: config.Settings, threads: int) -> changeover.Attempt:
+def _attempt(own: loader.Loader, settings: config.Settings) -> changeover.Attempt:
     def attempt(
         present: pointer.Target, candidate: pointer.Target, texts: Sequence[str], stop: threading.Event
     ) -> trial.Verdict:
         question = trial.Question(
             present=present.checkpoint,
             candidate=candidate.checkpoint,
-            engine=settings.engine,
-            threads=threads,
-            threshold=settings.threshold,
+            loader=own,
             texts=list(texts),
             limits=gate.Limits.of(settings),
         )

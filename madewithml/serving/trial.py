@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from madewithml import checkpoint, errors, predict
-from madewithml.serving import gate
+from madewithml.serving import gate, loader
 
 # Beside callers who want every core, such a process gets about a tenth of one; of cores that idle, all it can use.
 NICENESS = 10
@@ -46,31 +46,22 @@ class Question:
     Attributes:
         present: Checkpoint folder of the model that is answering.
         candidate: Checkpoint folder of the candidate.
-        engine: What computes logits, of both.
-        threads: Threads of one computation.
-        threshold: An operator's, over that of both; None if there is none.
+        loader: What loads both.
         texts: Of recent traffic; the present model's golden texts are added.
         limits: How far the candidate may go.
     """
 
     present: str
     candidate: str
-    engine: str
-    threads: int
-    threshold: float | None
+    loader: loader.Loader
     texts: list[str]
     limits: gate.Limits
 
-    def load(self, folder: str) -> predict.Predictor:
-        """One of the two, verified.
-
-        Raises:
-            CheckpointError: The folder is damaged, or its policy belongs to other weights.
-            UsageError: Its engine cannot run here.
-        """
-        return predict.TorchPredictor.from_checkpoint(
-            folder, engine=self.engine, threads=self.threads, threshold=self.threshold
-        )
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Question:
+        """Of what `dataclasses.asdict` made of one."""
+        parts = {"loader": loader.Loader(**document["loader"]), "limits": gate.Limits(**document["limits"])}
+        return cls(**{**document, **parts})
 
 
 @dataclass(frozen=True)
@@ -89,12 +80,12 @@ class Verdict:
 def judge(question: Question) -> Verdict:
     """Judge in this process. Whatever a candidate does wrong is a reason not to take it."""
     try:
-        candidate = question.load(question.candidate)
+        candidate = question.loader.load(question.candidate)
         candidate.check_golden()
         own, other = checkpoint.read(Path(question.present)), candidate.checkpoint
         if broken := gate.contract_faults(own, other, question.limits):
             return Verdict(broken)
-        return _compared(question.load(question.present), candidate, question)
+        return _compared(question.loader.load(question.present), candidate, question)
     except Exception as err:  # noqa: BLE001 - a candidate may fail in ways that nobody thought of
         return Verdict([in_words(err)])
 
@@ -104,8 +95,10 @@ def _compared(present: predict.Predictor, candidate: predict.Predictor, question
     texts = [*question.texts, *(golden.texts if golden else ())]
     seconds = gate.latencies(present, candidate, texts)
     report = gate.compare(gate.NOTHING, gate.NOTHING, seconds)
-    if not gate.faults(report, question.limits):  # one that is too slow would take its time over this too
-        report = gate.compare(gate.replay(present, texts), gate.replay(candidate, texts), seconds)
+    too_slow = gate.faults(report, question.limits)
+    if too_slow:  # it would take its time over the texts too
+        return Verdict(too_slow, dataclasses.asdict(report))
+    report = gate.compare(gate.replay(present, texts), gate.replay(candidate, texts), seconds)
     return Verdict(gate.faults(report, question.limits), dataclasses.asdict(report))
 
 
@@ -123,8 +116,14 @@ def run(question: Question, *, stop: threading.Event) -> Verdict:
 
     Raises:
         Stopped: `stop` was set.
-        OSError: No process can be started.
     """
+    try:
+        return _run(question, stop)
+    except OSError as err:
+        return Verdict([f"no process could be started to try it in: {in_words(err)}"])
+
+
+def _run(question: Question, stop: threading.Event) -> Verdict:
     with tempfile.TemporaryFile() as said, _process(said) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -154,6 +153,9 @@ def _process(said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # a question that it did not read is still in the buffer
+                process.stdin.close()
 
 
 def _ended(process: subprocess.Popen[bytes], stop: threading.Event) -> bool:
@@ -182,9 +184,8 @@ def main() -> None:
     _give_way()
     verdict_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no verdict
-    document = json.loads(sys.stdin.readline())
+    question = Question.of(json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_asker, daemon=True).start()
-    question = Question(**{**document, "limits": gate.Limits(**document["limits"])})
     with verdict_file:
         json.dump(dataclasses.asdict(judge(question)), verdict_file)
     os._exit(0)  # nothing is left to tidy, and the interpreter's end takes a part of a second

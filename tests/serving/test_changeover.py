@@ -32,14 +32,14 @@ def passed(present, candidate, texts, stop):
 
 @pytest.fixture
 def make_watch(kitchen, where, predictor):
-    """A changeover of a service; `loaded` gives the predictor of each target, `attempt` the verdict on it."""
+    """A changeover of a service; `loaded` gives the predictor of each folder, `attempt` the verdict on it."""
 
     def build(loaded=lambda _: None, *, attempt=passed, kitchen=kitchen):
         return changeover.Changeover(
             kitchen,
             where,
             serving=FIRST,
-            load=lambda target: loaded(target) or predictor,
+            load=lambda folder: loaded(folder) or predictor,
             attempt=attempt,
             interval_s=0.01,
         )
@@ -171,13 +171,6 @@ class TestABadCandidate:
             raise MemoryError("no room")
 
         assert self.refused(make_watch(load), where, kitchen)["reasons"] == ["MemoryError: no room"]
-
-    def test_where_no_process_can_be_started_it_is_refused(self, make_watch, where, kitchen):
-        def attempt(*_):
-            raise OSError("too many processes")
-
-        (reason,) = self.refused(make_watch(attempt=attempt), where, kitchen)["reasons"]
-        assert reason == "no process could be started to try it in: OSError: too many processes"
 
     def test_promoted_again_it_is_tried_again(self, make_watch, where, kitchen):
         failures = [errors.CheckpointError("not yet")]

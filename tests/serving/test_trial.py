@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from madewithml import errors
-from madewithml.serving import gate, trial
+from madewithml.serving import gate, loader, trial
 
 from .conftest import ConstantEngine
 from .running import until
@@ -23,12 +23,12 @@ TEXTS = [f"Row {i} about layers and serving" for i in range(10)]
 def question(checkpoint_folder):
     """Whether a model may take over from itself."""
     folder = str(checkpoint_folder)
-    return trial.Question(folder, folder, engine="torch", threads=1, threshold=None, texts=TEXTS, limits=LIMITS)
+    return trial.Question(folder, folder, loader.Loader("torch", threads=1, threshold=None), TEXTS, LIMITS)
 
 
 def loading(monkeypatch, predictors):
     """Have the folders loaded as these predictors."""
-    monkeypatch.setattr(trial.Question, "load", lambda _, folder: predictors[folder])
+    monkeypatch.setattr(loader.Loader, "load", lambda _, folder: predictors[folder])
 
 
 class TestJudging:
@@ -80,7 +80,7 @@ class TestJudging:
         def load(*_):
             raise ZeroDivisionError("oh")
 
-        monkeypatch.setattr(trial.Question, "load", load)
+        monkeypatch.setattr(loader.Loader, "load", load)
 
         assert trial.judge(question).reasons == ["ZeroDivisionError: oh"]
 
@@ -132,6 +132,15 @@ class TestTheProcess:
         timeless = {"latency_s": 0, "candidate_latency_s": 0}
         assert (its.reasons, its.report | timeless) == (own.reasons, own.report | timeless)
 
+    def test_where_none_can_be_started_the_candidate_is_refused(self, question, monkeypatch):
+        def start(*_, **__):
+            raise OSError("too many processes")
+
+        monkeypatch.setattr(trial.subprocess, "Popen", start)
+        (reason,) = trial.run(question, stop=threading.Event()).reasons
+
+        assert reason == "no process could be started to try it in: OSError: too many processes"
+
     def test_a_refusal_comes_in_the_candidates_words(self, question, other_golden):
         verdict = trial.run(dataclasses.replace(question, candidate=str(other_golden)), stop=threading.Event())
 
@@ -169,7 +178,6 @@ class TestTheProcess:
             process.stdin.write(trial.json.dumps(dataclasses.asdict(question)).encode() + b"\n")
             process.stdin.close()
             process.wait(30)
-            process.stdin = None
 
         assert process.returncode == 1
 
