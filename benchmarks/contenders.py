@@ -15,6 +15,7 @@ from peers import install
 PEERS = Path(install.__file__).parent
 PROCESSES = 2
 OURS = "Made With ML"
+WITH_PADDING = ("fastapi", "fastapi-batched", "mosec-batched")  # one that does not batch, and the best two that do
 # What would change how a server runs; a person's own settings are not part of a comparison.
 DROPPED = ("RAY_", "MADEWITHML_", "PEER_", "MLFLOW_", "MOSEC_", "BENTOML_", "UVICORN_", "WEB_CONCURRENCY", "OMP_")
 ADDED = {
@@ -101,18 +102,30 @@ def first_answer(document: Any) -> Mapping[str, Any]:
     return (document.get("results") or document["predictions"])[0]
 
 
-def contenders(engine: Engine) -> list[Contender]:
+def contenders(engine: Engine, *, padded: Path) -> list[Contender]:
     """All of them, ours first.
 
     Args:
         engine: What the peers compute with.
+        padded: Checkpoint folder with a graph that pads (`padded.py`), for those of `WITH_PADDING` once more.
     """
     peers = [*_fastapi(), *_batching(), *_ray()]
+    with_padding = [
+        replace(
+            peer,
+            name=f"{peer.name}-padded",
+            title=f"{peer.title}, padded graph",
+            engine=replace(engine, checkpoint=padded),
+        )
+        for peer in peers
+        if peer.name in WITH_PADDING
+    ]
     fp32 = replace(engine, name="torch", precision="fp32", file=None)
     usual = Contender("fastapi-torch", "FastAPI, torch fp32", _uvicorn("fastapi_plain"), engine=fp32)
     one_row = ("python", str(PEERS / "ray_data.py"))
     naive = Contender("ray-data", "Ray Data in the endpoint, torch fp32", one_row, engine=fp32, connections=(1, 8))
-    return [*_ours(engine.checkpoint), *(replace(peer, engine=engine) for peer in peers), usual, naive]
+    same = [replace(peer, engine=engine) for peer in peers]
+    return [*_ours(engine.checkpoint), *same, *with_padding, usual, naive]
 
 
 def _ours(checkpoint: Path) -> list[Contender]:

@@ -18,6 +18,7 @@ import json
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ import environment
 import limit
 import load
 import measurement
+import padded
 import picture
 import summary
 import tables
@@ -42,17 +44,25 @@ SERVERS = ("fastapi", "uvicorn", "ray", "mlflow")
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are ended then too
     arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        result = _result(arguments, Path(scratch))
+    _write(result, _command(arguments))
+
+
+def _result(arguments: argparse.Namespace, padded_folder: Path) -> dict[str, Any]:
     engine = _engine(arguments)
-    chosen, skipped = _chosen(contenders.contenders(engine), arguments.only)
+    chosen, skipped = _chosen(contenders.contenders(engine, padded=padded_folder), arguments.only)
     rows = _rows(arguments.dataset_loc)
     texts = [classifier.text_of(row) for row in rows]
+    if any(contender.engine and contender.engine.checkpoint == padded_folder for contender in chosen):
+        padded.write(engine, texts, padded_folder)
     answers = limit.answers(engine, texts[: measurement.NUM_CHECKED])
     setup = measurement.Setup(rows, answers, arguments.connections, arguments.seconds)
     rounds = [
         _round(_rotated(chosen, number, arguments.rounds), engine, texts, setup, title=f"round {number + 1}")
         for number in range(arguments.rounds)
     ]
-    result = {
+    return {
         "engine": str(engine),
         "load_generator": load.generator(),
         "rows": len(rows),
@@ -66,7 +76,6 @@ def main() -> None:
         "contenders": summary.contenders(chosen, rounds),
         "rounds": rounds,
     }
-    _write(result, _command(arguments))
 
 
 def _arguments() -> argparse.Namespace:

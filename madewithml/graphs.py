@@ -29,13 +29,17 @@ class Graphs:
         source: The checkpoint.
         folder: Where they go.
         rows: Tokenised texts such as will come.
+        may_be_ragged: Whether they take ragged batches where the architecture allows it.
     """
 
-    def __init__(self, source: checkpoint.Checkpoint, folder: Path, *, rows: Sequence[list[int]]) -> None:
+    def __init__(
+        self, source: checkpoint.Checkpoint, folder: Path, *, rows: Sequence[list[int]], may_be_ragged: bool = True
+    ) -> None:
         self._source = source
         self._folder = folder
         self._rows = list(rows[:ROWS_FOR_ROUNDING])
         self._few = self._rows[:ROWS_FOR_SCALES]
+        self._may_be_ragged = may_be_ragged
         self._pad_id = source.metadata.pad_id
         self._fp32, self._openvino = folder / FP32, folder / OPENVINO
         self._roundings: dict[int, int8_groups.Rounding] = {}
@@ -52,7 +56,7 @@ class Graphs:
     def _writers(self) -> dict[str, Callable[[], None]]:
         few, pad_id = self._few, self._pad_id
         return {
-            FP32: lambda: exporting.export(self._source, self._fp32),
+            FP32: lambda: exporting.export(self._source, self._fp32, may_be_ragged=self._may_be_ragged),
             OPENVINO: lambda: exporting.to_openvino(self._fp32, self._openvino),
             DYNAMIC: lambda: quantising.quantise_dynamic(self._fp32, self._folder / DYNAMIC),
             STATIC: lambda: quantising.quantise_static(self._fp32, self._folder / STATIC, rows=few, pad_id=pad_id),
