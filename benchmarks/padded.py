@@ -1,7 +1,7 @@
 """The graph that peers would have exported themselves: same model, same precision, in batches that are padded.
 
-The graph of `madewithml optimize` holds no padding where the model is a BERT. Peers are measured with that, and the best
-of them with this as well.
+The graph of `madewithml optimize` holds no padding where the model is a BERT. Peers are measured with that, and the
+best of them with this as well.
 """
 
 from __future__ import annotations
