@@ -125,10 +125,11 @@ def contenders(engine: Engine, *, padded: Path) -> list[Contender]:
     one_row = ("python", str(PEERS / "ray_data.py"))
     naive = Contender("ray-data", "Ray Data in the endpoint, torch fp32", one_row, engine=fp32, connections=(1, 8))
     same = [replace(peer, engine=engine) for peer in peers]
-    return [*_ours(engine.checkpoint), *same, *with_padding, usual, naive]
+    return [*ours(engine.checkpoint), *same, *with_padding, usual, naive]
 
 
-def _ours(checkpoint: Path) -> list[Contender]:
+def ours(checkpoint: Path) -> list[Contender]:
+    """This service, both ways of serving a checkpoint folder."""
     serve = (str(Path(sys.executable).with_name("madewithml")), "serve", "--checkpoint", str(checkpoint))
     port = ("--port", "{port}")
     local = (*serve, "--local", "--workers", str(PROCESSES), *port)

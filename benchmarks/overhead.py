@@ -174,7 +174,7 @@ def _served(checkpoint: Path, rows: Sequence[dict[str, str]], arguments: argpars
     """Both ways of serving, in rounds: requests a second, and CPU milliseconds a request."""
     engine = limit.Engine(checkpoint, "torch", "fp32", None)
     setup = measurement.Setup(rows, limit.answers(engine, _texts(rows)), [CONNECTIONS], arguments.seconds)
-    ours = [contender for contender in contenders.contenders(engine) if contender.ours]
+    ours = contenders.ours(checkpoint)
     found: dict[str, Any] = {contender.title: [] for contender in ours}
     for number, contender in _rounds(ours, arguments.rounds):
         measured = measurement.measure(contender, setup)
