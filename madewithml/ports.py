@@ -8,6 +8,8 @@ from typing import Any
 
 from madewithml import errors
 
+WORKER_TITLE = "ray::"  # what Ray calls the processes of its actors
+
 
 def free() -> int:
     """A port that nothing listens on at the moment."""
@@ -20,7 +22,7 @@ def check(host: str, port: int) -> None:
     """Check that the port is free.
 
     Raises:
-        StartError: Something listens there; names a left-over HAProxy if that is what it is.
+        StartError: Something listens there; names an HAProxy, left over or in use, if that is what it is.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -39,11 +41,27 @@ def _who_holds(port: int) -> str:
 
     for process in psutil.process_iter(["name"]):
         if process.info["name"] == "haproxy" and _listens_on(process, port):
+            if _has_manager(process):
+                return (
+                    f"port {port} is in use by a Ray Serve that is running (its HAProxy is process {process.pid}). "
+                    "Choose another with --port, or end that service."
+                )
             return (
                 f"port {port} is held by an HAProxy (process {process.pid}) that an earlier Ray Serve left behind. "
                 f"End it with: kill {process.pid}"
             )
     return f"port {port} is in use by another program. Choose another with --port, or end that program."
+
+
+def _has_manager(process: Any) -> bool:
+    """Whether the actor of Ray's that looks after an HAProxy is there."""
+    import psutil
+
+    try:
+        parent = process.parent()
+        return parent is not None and " ".join(parent.cmdline()).startswith(WORKER_TITLE)
+    except psutil.Error:
+        return False
 
 
 def _listens_on(process: Any, port: int) -> bool:

