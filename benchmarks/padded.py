@@ -11,7 +11,7 @@ from pathlib import Path
 
 from limit import Engine
 
-from madewithml import checkpoint, graphs, predict
+from madewithml import checkpoint, graphs
 
 READ_BY_PEERS = ("checkpoint.json", "tokenizer.json")
 
@@ -32,8 +32,7 @@ def write(ours: Engine, texts: Sequence[str], folder: Path) -> None:
         (folder / name).symlink_to(source.folder / name)
     target = folder / checkpoint.ENGINES
     target.mkdir()
-    tokenizer = predict.TorchPredictor.from_checkpoint(source.folder, engine="torch").tokenizer
-    rows = [encoded.ids for encoded in tokenizer.encode(texts)]
+    rows = [encoded.ids for encoded in source.tokenizer().encode(texts)]
     failed = graphs.Graphs(source, target, rows=rows, may_be_ragged=False).write()
     if ours.file is None or ours.file in failed:
         raise SystemExit(f"no padded graph: {failed.get(str(ours.file), 'this engine reads none')}")

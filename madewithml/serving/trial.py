@@ -119,8 +119,8 @@ def run(question: Question, *, stop: threading.Event) -> Verdict:
     """
     try:
         return _run(question, stop)
-    except OSError as err:
-        return Verdict([f"no process could be started to try it in: {in_words(err)}"])
+    except errors.StartError as err:
+        return Verdict([err.message])
 
 
 def _run(question: Question, stop: threading.Event) -> Verdict:
@@ -139,15 +139,22 @@ def _run(question: Question, stop: threading.Event) -> Verdict:
 
 @contextlib.contextmanager
 def _process(said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits for a question; killed at the end, if it has not ended."""
+    """A process that waits for a question; killed at the end, if it has not ended.
+
+    Raises:
+        StartError: It cannot be started.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "madewithml.serving.trial"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        env=environment,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "madewithml.serving.trial"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=environment,
+        )
+    except OSError as err:
+        raise errors.StartError(f"no process could be started to try it in: {in_words(err)}") from err
     with process:
         try:
             yield process
