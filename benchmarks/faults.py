@@ -326,7 +326,7 @@ def steady(scene: Scene, service: Service) -> Finding:
             processes = [process for process in service.replicas() if process.is_running()]
             memory = sum(process.memory_full_info().pss / 2**20 for process in processes)
             samples.append((time.monotonic() - started, memory))
-    after = _descriptors_at_rest(service, looks=looks)
+    after = _descriptors_at_rest(service, looks=LOOKS, enough=before + FEW)
     finding.take(load)
     quarter = len(samples) // 4  # the first is warming up
     times, used = (np.array(column) for column in zip(*samples[quarter:], strict=True))
@@ -345,18 +345,19 @@ def steady(scene: Scene, service: Service) -> Finding:
     return finding
 
 
-def _descriptors_at_rest(service: Service, *, looks: int) -> int:
+def _descriptors_at_rest(service: Service, *, looks: int, enough: int = 0) -> int:
     """Open files and sockets once idle connections are closed; under load they are as many as calls at a time.
 
-    HAProxy closes those it does not need by and by: only what has not fallen for so many looks will not fall any more.
+    HAProxy closes those it does not need by and by, a few at a time and no two looks alike: only what has not fallen
+    at all for so many looks will not fall any more. Nothing is waited for once there are no more than enough.
     """
     counts = [_descriptors(service)]
 
     def falls_no_more() -> bool:
         due = time.monotonic() + SAMPLE_EVERY_S
-        until(lambda: time.monotonic() >= due, what="the next sample")
+        until(lambda: counts[-1] <= enough or time.monotonic() >= due, what="the next sample")
         counts.append(_descriptors(service))
-        return len(counts) > looks and counts[-1] >= counts[-1 - looks] - FEW
+        return counts[-1] <= enough or (len(counts) > looks and counts[-1] >= counts[-1 - looks])
 
     until(falls_no_more, what="the end of idle connections")
     return counts[-1]

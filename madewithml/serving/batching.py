@@ -3,7 +3,7 @@
     submit(rows) -> waiting rows (`turns`) -> the engine's thread, a batch at a time -> each call's answers
 
 It is work-conserving: an idle engine starts at once on whatever waits, and while it computes the next batch gathers.
-The engine's thread takes its batches itself, so it never waits for a busy event loop.
+The engine's thread takes its batches itself, and between two it lets the event loop catch up (`interlude`).
 
 A call past its deadline is answered 504 at that moment, and its rows are never computed; the same goes for one whose
 client has gone. A call that would wait too long is refused at once (`admission`).
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from madewithml import engine_report, errors
-from madewithml.serving import admission, calls, turns
+from madewithml.serving import admission, calls, interlude, turns
 
 Compute = Callable[[Sequence[Any]], list[calls.Answer]]
 
@@ -190,8 +190,8 @@ class Batcher:
         if self._engine is None:
             self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
             self._engine.start()
-        elif wake:
-            self._wake.put(WORK)
+        elif wake:  # in the loop's next turn: calls that came with this one are in the queue by then
+            asyncio.get_running_loop().call_soon(self._wake.put, WORK)
 
     def _attend(self, call: calls.Call) -> None:
         """Look after a call that waits long: past its deadline it fails, and its client's leaving is noticed."""
@@ -228,6 +228,7 @@ class Batcher:
             for loop, part in _by_loop(batch, answers).items():
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
                     loop.call_soon_threadsafe(self._deliver, part, err)
+                    interlude.hold(loop, self._turns)
 
     def _computed(self, batch: Sequence[calls.Waiting]) -> tuple[Sequence[calls.Answer | None], Exception | None]:
         """The answers of a batch, or what went wrong."""

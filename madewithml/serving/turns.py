@@ -59,6 +59,11 @@ class Turns:
         """Tokens of a batch at most, unless it is one text that is longer."""
         return self._curve.budget_tokens
 
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as a batch may hold."""
+        return self.tokens >= self._curve.budget_tokens or len(self) >= self._max_batch_size
+
     def add(self, call: calls.Call, rows: Sequence[calls.Row]) -> bool:
         """Have the rows of a call wait; whether the engine was idle, and is to be told."""
         rank = time.monotonic()
