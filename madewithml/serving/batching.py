@@ -228,7 +228,8 @@ class Batcher:
             for loop, part in _by_loop(batch, answers).items():
                 with contextlib.suppress(RuntimeError):  # a loop that has closed: nobody waits there any more
                     loop.call_soon_threadsafe(self._deliver, part, err)
-                    interlude.hold(loop, self._turns)
+                    if len(batch) > 1 or self.waiting:  # a lone caller has nobody to be computed with
+                        interlude.hold(loop, self._turns)
 
     def _computed(self, batch: Sequence[calls.Waiting]) -> tuple[Sequence[calls.Answer | None], Exception | None]:
         """The answers of a batch, or what went wrong."""
