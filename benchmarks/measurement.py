@@ -95,10 +95,22 @@ def _loads(
 ) -> list[dict[str, Any]]:
     counts = [count for count in setup.connections if only is None or count in only]
     load.run(url, bodies=bodies, connections=min(WARM_UP_CONNECTIONS, max(counts)), seconds=WARM_UP_S)
-    return [_under_load(server, url, bodies, count, setup.seconds) for count in counts]
+    return [under_load(server, url, bodies=bodies, connections=count, seconds=setup.seconds) for count in counts]
 
 
-def _under_load(server: processes.Server, url: str, bodies: Path, connections: int, seconds: int) -> dict[str, Any]:
+def under_load(server: processes.Server, url: str, *, bodies: Path, connections: int, seconds: int) -> dict[str, Any]:
+    """What a running server does under load, and what it costs.
+
+    Args:
+        server: Its processes.
+        url: Where the bodies go.
+        bodies: File with one JSON body a line.
+        connections: Requests on the way at any time.
+        seconds: For how long.
+
+    Returns:
+        The fields of `load.Load`; `rate`, answers a second; `cpu_ms` a request of all its processes; its memory after.
+    """
     before = server.clock()
     seen = load.run(url, bodies=bodies, connections=connections, seconds=seconds)
     cpu_s = processes.spent(before, server.clock())

@@ -65,7 +65,7 @@ def main() -> None:
     for name, value in steps.items():
         print(f"{value:8.1f} us  {name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _empty_checkpoint(arguments, Path(folder))
+        checkpoint = empty_checkpoint(arguments.checkpoint, arguments.dataset_loc, folder=Path(folder))
         served = _served(checkpoint, rows, arguments)
     command = f"python benchmarks/overhead.py --checkpoint DIR --dataset-loc {arguments.dataset_loc.name}"
     command += f" --rounds {arguments.rounds} --seconds {arguments.seconds}"
@@ -150,20 +150,29 @@ async def _median_of_awaits(step: Callable[[Any], Awaitable[Any]], inputs: Seque
     return round(statistics.median(times) / 1e3, 1)
 
 
-def _empty_checkpoint(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Import and optimise a model that computes next to nothing; the folder of its checkpoint."""
+def empty_checkpoint(like: Path, dataset_loc: Path, *, folder: Path) -> Path:
+    """Import and optimise a model that computes next to nothing.
+
+    Args:
+        like: Checkpoint folder whose tokenizer and labels it gets.
+        dataset_loc: Labelled rows to optimise on.
+        folder: Working folder.
+
+    Returns:
+        The folder of its checkpoint.
+    """
     source = folder / "empty"
-    labels = json.loads((arguments.checkpoint / "checkpoint.json").read_text(encoding="utf-8"))["labels"]
-    given = transformers.AutoConfig.from_pretrained(arguments.checkpoint)
+    labels = json.loads((like / "checkpoint.json").read_text(encoding="utf-8"))["labels"]
+    given = transformers.AutoConfig.from_pretrained(like)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     torch.manual_seed(0)
     named = {"id2label": dict(enumerate(labels)), "vocab_size": given.vocab_size, "pad_token_id": given.pad_token_id}
     transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **named)).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         with contextlib.suppress(FileNotFoundError):
-            shutil.copy(arguments.checkpoint / name, source / name)
+            shutil.copy(like / name, source / name)
     settings = config.load(home=str(folder / "home"))
-    options = importing.ImportOptions(source, "benchmark", dataset_loc=str(arguments.dataset_loc))
+    options = importing.ImportOptions(source, "benchmark", dataset_loc=str(dataset_loc))
     with cluster.session():
         run_id = importing.import_folder(options, settings)
     optimize.optimize_run(optimize.OptimizeOptions(run_id), settings)

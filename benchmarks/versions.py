@@ -1,9 +1,11 @@
-"""Requests a second of this checkout's service beside another commit's, on the same checkpoint, interleaved.
+"""This checkout's service beside another commit's, on the same checkpoint, interleaved.
 
-    python benchmarks/versions.py --before COMMIT --checkpoint DIR --dataset-loc projects.csv [--local]
+    python benchmarks/versions.py --before COMMIT --checkpoint DIR --dataset-loc projects.csv [--local] [--empty]
 
-It answers what a change costs `POST /predict/`. Both services run all the time; the one that is not asked is idle.
-Rounds go back and forth (ABBA), and the ratio is taken within each.
+It answers what a change costs `POST /predict/`: requests a second, and CPU milliseconds a request of all processes but
+the load generator. `--empty` serves a model that computes next to nothing in the checkpoint's place (`overhead.py`), so
+that what is left is serving. Both services run all the time, in two processes each; the one that is not asked is idle.
+Rounds go back and forth (ABBA), and ratios are taken within each.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 
 import environment
 import load
+import measurement
+import overhead
 import service
 import summary
 
@@ -37,47 +41,72 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--local", action="store_true", help="without Ray")
+    parser.add_argument("--empty", action="store_true", help="a model that computes next to nothing")
     arguments = parser.parse_args()
-    served = ["--checkpoint", str(arguments.checkpoint.resolve()), *(["--local"] if arguments.local else [])]
     with tempfile.TemporaryDirectory() as scratch, _checkout(arguments.before) as before:
         folder = Path(scratch)
         bodies = _bodies(arguments.dataset_loc, folder / "bodies")
+        served = _served(arguments, folder)
         with (
             service.running(folder / "before", *served, checkout=before) as old,
             service.running(folder / "after", *served) as new,
         ):
-            rates = _rates({"before": old.url, "after": new.url}, bodies, arguments)
-    ratios = [after / earlier for earlier, after in zip(rates["before"], rates["after"], strict=True)]
+            rounds = _rounds({"before": old, "after": new}, bodies, arguments)
+    mode = ("local" if arguments.local else "ray") + "-empty" * arguments.empty
     result: dict[str, Any] = {
         "before": arguments.before,
-        "mode": "local" if arguments.local else "ray",
+        "mode": mode,
         "connections": arguments.connections,
         "generator": load.generator(),
-        "requests_per_second": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
-        "ratio": summary.spread(ratios),
+        **{figure: _compared(rounds, figure) for figure in ("rate", "cpu_ms", "p50_ms", "p99_ms")},
     }
-    command = (
-        f"python benchmarks/versions.py --before {arguments.before} --checkpoint DIR" + " --local" * arguments.local
-    )
-    path = environment.write(f"versions-{result['mode']}", command, result)
+    options = " --local" * arguments.local + " --empty" * arguments.empty
+    options += f" --connections {arguments.connections} --rounds {arguments.rounds} --seconds {arguments.seconds}"
+    command = f"python benchmarks/versions.py --before {arguments.before} --checkpoint DIR{options}"
+    path = environment.write(f"versions-{mode}-{arguments.connections}", command, result)
     print(json.dumps(result, indent=2))
     print(f"written to {path}")
 
 
-def _rates(urls: dict[str, str], bodies: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in urls}
-    for url in urls.values():
-        load.run(f"{url}/predict/", bodies=bodies, connections=arguments.connections, seconds=WARM_UP_S)
+def _served(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Arguments of `madewithml serve`."""
+    checkpoint = arguments.checkpoint.resolve()
+    if arguments.empty:
+        checkpoint = overhead.empty_checkpoint(checkpoint, arguments.dataset_loc, folder=folder)
+    return [
+        "--checkpoint",
+        str(checkpoint),
+        *(["--local", "--workers", "2"] if arguments.local else ["--replicas", "2"]),
+    ]
+
+
+def _rounds(
+    services: dict[str, service.Service], bodies: Path, arguments: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in services}
+    for each in services.values():
+        load.run(f"{each.url}/predict/", bodies=bodies, connections=arguments.connections, seconds=WARM_UP_S)
     for number in range(arguments.rounds):
-        for name in list(urls)[:: 1 if number % 2 == 0 else -1]:
-            found = load.run(
-                f"{urls[name]}/predict/", bodies=bodies, connections=arguments.connections, seconds=arguments.seconds
+        for name in list(services)[:: 1 if number % 2 == 0 else -1]:
+            found = measurement.under_load(
+                services[name].server,
+                f"{services[name].url}/predict/",
+                bodies=bodies,
+                connections=arguments.connections,
+                seconds=arguments.seconds,
             )
-            if found.errors:
-                raise RuntimeError(f"{name}: {found.errors} errors")
-            rates[name].append(found.rate)
-            print(f"round {number + 1}/{arguments.rounds} {name}: {found.rate:.0f} a second", flush=True)
-    return rates
+            if found["errors"]:
+                raise RuntimeError(f"{name}: {found['errors']} errors")
+            rounds[name].append(found)
+            print(f"round {number + 1}/{arguments.rounds} {name}: {found['rate']:.0f} a second", flush=True)
+    return rounds
+
+
+def _compared(rounds: dict[str, list[dict[str, float]]], figure: str) -> dict[str, Any]:
+    """A figure of both in each round, and the spread of its ratio, after to before."""
+    values = {name: [found[figure] for found in each] for name, each in rounds.items()}
+    ratios = [after / before for before, after in zip(values["before"], values["after"], strict=True)]
+    return {"ratio": summary.spread([round(ratio, 3) for ratio in ratios]), **values}
 
 
 def _bodies(dataset_loc: Path, path: Path) -> Path:
