@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +158,7 @@ def _writer(path: Path, kind: str) -> Iterator[_Writer]:
 def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and execution, at a level of its own
     kind = data.file_format(location)
     try:
         dataset = ray.data.read_parquet(location) if kind == "parquet" else _read_text(location, kind)
