@@ -9,8 +9,8 @@ CHECKPOINT ?=
 SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
-# The tests run in two processes that take about as long as each other: those of serving but for one file, and the rest.
-BESIDE := tests/serving/test_command_line.py
+# The tests run in two processes that take about as long as each other: those of serving but for two files, and the rest.
+BESIDE := tests/serving/test_clients.py tests/serving/test_command_line.py
 
 CLIENTS := .venv-clients
 
@@ -55,7 +55,7 @@ test: install clients  ## Every test but the slow ones, with coverage
 	@echo "== tests, in two processes (ten to thirteen minutes on two cores; the second prints at the end)"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/coverage run -m pytest -m "not slow" tests/test_*.py $(BESIDE) > .others.log 2>&1 & others=$$!; \
-	  $(BIN)/coverage run -m pytest -m "not slow" tests/serving --ignore $(BESIDE); serving=$$?; \
+	  $(BIN)/coverage run -m pytest -m "not slow" tests/serving $(addprefix --ignore=,$(BESIDE)); serving=$$?; \
 	  wait $$others; status=$$?; cat .others.log; rm .others.log; \
 	  test $$serving -eq 0 && test $$status -eq 0
 	@$(BIN)/coverage combine --quiet

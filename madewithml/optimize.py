@@ -8,16 +8,18 @@ passes, so there is always an engine to serve with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from madewithml import (
@@ -103,14 +105,14 @@ def optimize_run(options: OptimizeOptions, settings: config.Settings) -> dict[st
 
     Raises:
         NotFoundError: No such run, or it recorded no held-out rows and no file was given.
-        InputError: The file cannot be used.
+        InputError: The file cannot be used, or another process is optimising the run.
     """
     store = runs.connect(settings)
     predictor = predict.TorchPredictor.from_checkpoint(store.best_checkpoint(options.run_id))
     trial = _trial(options, store, predictor)
     folder = predictor.checkpoint.engines_folder
     folder.mkdir(exist_ok=True)
-    with progress.track("optimising", total=len(CANDIDATES) + 2) as bar:
+    with _alone(options.run_id, settings), progress.track("optimising", total=len(CANDIDATES) + 2) as bar:
         failed = graphs.Graphs(predictor.checkpoint, folder, rows=trial.typical).write()
         bar.advance(1, "graphs exported")
         tried = []
@@ -124,6 +126,21 @@ def optimize_run(options: OptimizeOptions, settings: config.Settings) -> dict[st
     document = {"run_id": options.run_id, **report.to_dict()}
     store.log_json(options.run_id, document, "optimization.json")
     return document
+
+
+@contextlib.contextmanager
+def _alone(run_id: str, settings: config.Settings) -> Iterator[None]:
+    """Keep others from the run's graphs: whoever is done first would remove those that the other still tries."""
+    try:
+        with filelock.FileLock(_lock_file(run_id, settings), timeout=0):
+            yield
+    except filelock.Timeout as err:
+        msg = f"run {run_id} is being optimised by another process: wait until it is done"
+        raise errors.InputError(msg) from err
+
+
+def _lock_file(run_id: str, settings: config.Settings) -> Path:
+    return settings.home / f".optimize-{run_id}.lock"
 
 
 def _trial(options: OptimizeOptions, store: runs.Store, predictor: predict.Predictor) -> _Trial:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -176,6 +177,18 @@ def test_rows_of_a_file_are_judged_on_if_the_model_was_not_fitted_on_them(
     options = optimize.OptimizeOptions(trained.run_id, dataset_loc=str(small_file))
     with pytest.raises(errors.InputError, match="were used in fitting run"):
         optimize.optimize_run(options, settings)
+
+
+def test_a_run_that_another_process_optimises_is_left_alone(
+    optimised: dict[str, Any], trained: train.TrainResult, settings: config.Settings
+) -> None:
+    graphs_then = sorted((trained.checkpoint / checkpoint.ENGINES).iterdir())
+    with (
+        filelock.FileLock(optimize._lock_file(trained.run_id, settings)),
+        pytest.raises(errors.InputError, match="is being optimised by another process"),
+    ):
+        optimize.optimize_run(optimize.OptimizeOptions(trained.run_id), settings)
+    assert sorted((trained.checkpoint / checkpoint.ENGINES).iterdir()) == graphs_then
 
 
 def test_the_rows_of_a_certificate_are_found_among_the_held_out_ones(
