@@ -23,7 +23,7 @@ from processes import Server
 
 from madewithml import ports
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 POLL_S = 0.25  # looking costs CPU that the service needs
 PAUSE_S = 0.1
 REPLICA = "ServeReplica:madewithml"

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from madewithml import errors
+
 # Ray reads these when it is imported or started. Set here, and only where the person has not chosen.
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
@@ -24,7 +26,11 @@ def set_environment(variables: Mapping[str, str]) -> None:
 
 
 def start(*, num_cpus: int | None = None) -> None:
-    """Join or start Ray, quietly and without its dashboard."""
+    """Join or start Ray, quietly and without its dashboard.
+
+    Raises:
+        StartError: Ray does not come up, or there is none at `RAY_ADDRESS`.
+    """
     set_environment(QUIET)
     import ray  # late: the variables above must be there first
 
@@ -34,7 +40,11 @@ def start(*, num_cpus: int | None = None) -> None:
     options: dict[str, object] = (
         {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus, "include_dashboard": False}
     )
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as err:
+        # Ray has no class for it: a node that takes more than half a minute is a bare Exception, as is one that ends.
+        raise errors.StartError(f"Ray did not start: {' '.join(str(err).split())}") from err
 
 
 @contextmanager

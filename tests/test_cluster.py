@@ -7,9 +7,10 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 import ray
 
-from madewithml import cluster
+from madewithml import cluster, errors
 
 
 def run(script: str, **variables: str) -> list[str]:
@@ -84,3 +85,16 @@ def test_the_cluster_that_ray_address_names_is_joined_and_outlives_the_session(r
 
     assert run(script, RAY_ADDRESS=context.gcs_address) == [f"{context.get_node_id()} 2.0"]
     assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_a_ray_that_does_not_come_up_is_told_in_a_line(monkeypatch):
+    def slow(**_):
+        raise Exception("The current node timed out during startup.\nOr the GCS has become overloaded.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+
+    with pytest.raises(errors.StartError) as caught:
+        cluster.start()
+    told = "Ray did not start: The current node timed out during startup. Or the GCS has become overloaded."
+    assert caught.value.message == told

@@ -14,7 +14,7 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = "madewithml/serve.py"
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 def until(condition, *, timeout_s=PATIENCE_S, what="the condition"):

@@ -1,0 +1,182 @@
+"""Where the cores' time goes: CPU by process and thread, while serving under load and while scoring in bulk.
+
+    python benchmarks/cores.py --checkpoint DIR --dataset-loc projects.csv [--run-id ID --rows 20000]
+
+It says why a service stays behind the engine alone: what is spent beside the engine, what the engine itself takes more
+than alone (the caches are emptied between two batches, and its thread shares its core), and what nobody used. With a
+run id `madewithml predict` is looked at too, from its start to its end. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import contenders
+import environment
+import limit
+import load
+import psutil
+import service
+from peers import classifier
+from processes import Server
+
+from madewithml import checkpoint
+
+CONNECTIONS = 32
+WARM_UP_S = 5
+LIMIT_S = 4.0
+SAMPLE_EVERY_S = 0.5
+
+Threads = dict[tuple[int, int], float]  # CPU seconds by process and thread
+
+
+def main() -> None:
+    arguments = _arguments()
+    folder = arguments.checkpoint.resolve()
+    report = checkpoint.read(folder).read_engines()
+    if report is None:
+        raise SystemExit(f"{str(folder)!r} has no engine report: optimise the run first")
+    engine = limit.Engine(folder, report.engine, report.precision, report.file)
+    with arguments.dataset_loc.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = limit.measure(engine, [classifier.text_of(row) for row in rows], seconds=LIMIT_S)["best"]
+    alone_ms = 1e3 * limit.PROCESSES[-1] / best[limit.PROCESSES[-1]]
+    result: dict[str, Any] = {
+        "engine": str(engine),
+        "engine_alone_ms": round(alone_ms, 3),
+        "connections": CONNECTIONS,
+        "load_generator": load.generator(),
+        "serving": {name: _serving(name, folder, rows, arguments.seconds) for name in ("local", "ray")},
+    }
+    if arguments.run_id:
+        result["bulk"] = _bulk(arguments.run_id, rows, arguments.rows)
+    print(json.dumps(result, indent=2))
+    command = f"python benchmarks/cores.py --checkpoint DIR --dataset-loc {arguments.dataset_loc.name}"
+    command += f" --seconds {arguments.seconds}" + f" --run-id ID --rows {arguments.rows}" * bool(arguments.run_id)
+    print("written:", environment.write("cores", command, result).name)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of an optimised run")
+    parser.add_argument("--dataset-loc", type=Path, required=True, help="CSV with title and description")
+    parser.add_argument("--seconds", type=int, default=20, help="of load")
+    parser.add_argument("--run-id", help="the checkpoint's run, for bulk scoring")
+    parser.add_argument("--rows", type=int, default=20_000, help="of bulk scoring")
+    return parser.parse_args()
+
+
+def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds: int) -> dict[str, Any]:
+    """CPU milliseconds a request, by part."""
+    served = next(each for each in contenders.ours(folder) if each.name == name).command[2:-2]
+    with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch) / "home", *served) as running:
+        bodies = Path(scratch) / "bodies"
+        bodies.write_text("".join(json.dumps(_body(row)) + "\n" for row in rows), encoding="utf-8")
+        url = f"{running.url}/predict/"
+        load.run(url, bodies=bodies, connections=CONNECTIONS, seconds=WARM_UP_S)
+        with _counted(lambda: _threads(running.server)) as count:
+            seen = load.run(url, bodies=bodies, connections=CONNECTIONS, seconds=seconds)
+        parts = _parts(count["threads"], _names(running.server))
+    parts |= {"load generator": count["children_s"], "idle": count["idle_s"]}
+    return {
+        "rate": round(seen.rate, 1),
+        "errors": seen.errors,
+        "cpu_ms_a_request": {part: round(1e3 * spent / seen.requests, 3) for part, spent in parts.items()},
+    }
+
+
+def _body(row: Mapping[str, str]) -> dict[str, str]:
+    return {field: row[field] or "" for field in ("title", "description")}
+
+
+def _bulk(run_id: str, rows: Sequence[dict[str, str]], number: int) -> dict[str, Any]:
+    """CPU milliseconds a row, by part, of one command."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, target = Path(scratch) / "rows.csv", Path(scratch) / "scored.csv"
+        with source.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(itertools.islice(itertools.cycle(rows), number))
+        command = [str(Path(sys.executable).with_name("madewithml")), "predict", "--run-id", run_id]
+        command += ["--dataset-loc", str(source), "--output-loc", str(target)]
+        started, last, names = time.monotonic(), Threads(), dict[int, str]()
+        with _counted(dict) as count:
+            server = Server(command, environment=dict(os.environ), folder=Path(scratch))
+            while not server.ended():
+                server.status(SAMPLE_EVERY_S)
+                last |= _threads(server)  # of each thread the last that was seen of it
+                names |= _names(server)
+        seconds = time.monotonic() - started
+        if server.status(0):
+            raise SystemExit(f"it failed: {server.log_tail()}")
+    parts = _parts(last, names) | {"idle": count["idle_s"]}
+    return {
+        "rows": number,
+        "seconds": round(seconds, 1),
+        "cpu_ms_a_row": {part: round(1e3 * spent / number, 3) for part, spent in parts.items()},
+    }
+
+
+@contextlib.contextmanager
+def _counted(threads: Callable[[], Threads]) -> Iterator[dict[str, Any]]:
+    """What the block used: CPU seconds of threads, of children that ended, and of nobody on the whole machine."""
+    count: dict[str, Any] = {}
+    before, idle, children = threads(), psutil.cpu_times().idle, _children_s()
+    yield count
+    count["threads"] = {key: spent - before.get(key, 0.0) for key, spent in threads().items()}
+    count["children_s"], count["idle_s"] = _children_s() - children, psutil.cpu_times().idle - idle
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _threads(server: Server) -> Threads:
+    found: Threads = {}
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):
+            found |= {(process.pid, each.id): each.user_time + each.system_time for each in process.threads()}
+    return found
+
+
+def _names(server: Server) -> dict[int, str]:
+    names = {}
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):
+            names[process.pid] = process.name()
+    return names
+
+
+def _parts(threads: Threads, names: Mapping[int, str]) -> dict[str, float]:
+    """CPU seconds by part. The two busiest processes compute: their busiest thread is the engine, the next the loop."""
+    by_process: dict[int, list[float]] = {}
+    for (process, _), spent in threads.items():
+        by_process.setdefault(process, []).append(spent)
+    computing = sorted(by_process, key=lambda process: sum(by_process[process]))[-contenders.PROCESSES :]
+    parts = dict.fromkeys(("engine threads", "event loops", "their other threads", "HAProxy", "other processes"), 0.0)
+    for process, used in by_process.items():
+        if process in computing:
+            engine, loop, *rest = [*sorted(used, reverse=True), 0.0]
+            parts["engine threads"] += engine
+            parts["event loops"] += loop
+            parts["their other threads"] += sum(rest)
+        else:
+            parts["HAProxy" if "haproxy" in names.get(process, "") else "other processes"] += sum(used)
+    return parts
+
+
+if __name__ == "__main__":
+    main()
