@@ -174,11 +174,12 @@ class Batcher:
     def _shed(self) -> None:
         """Refuse what the flood brought, but for what a call may wait for in a flood.
 
-        Those that came last stay: they will be answered soon after they came, and the first cannot be any more.
+        Those that came last stay: they will be answered soon after they came, and the first cannot be any more. So do
+        those that the engine has: they cost nothing more.
         """
         since = time.monotonic() - admission.WINDOW_S
         late_s = 0.0
-        brought = (call for call in self._calls if call.since > since)
+        brought = (call for call in self._calls if call.since > since and call.waits)
         for call in sorted(brought, key=lambda call: call.since, reverse=True):
             late_s += self._seconds([len(waiting.row.ids) for waiting in call.rows])
             if late_s > admission.FLOOD_WAIT_S:

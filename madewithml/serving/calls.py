@@ -37,6 +37,11 @@ class Call:
     timer: asyncio.TimerHandle | None = None
     watcher: asyncio.Future[None] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether any of its rows is still in the queue, and not with the engine."""
+        return any(waiting.queued for waiting in self.rows)
+
     def fail(self, err: BaseException) -> None:
         """Answer it with an error, unless it is answered."""
         if not self.done.done():

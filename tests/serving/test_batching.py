@@ -426,3 +426,20 @@ class TestFlood:
         kept = [number for number, answer in enumerate(answers) if not isinstance(answer, errors.OverloadedError)]
         shed = [number for number, answer in enumerate(answers) if isinstance(answer, errors.OverloadedError)]
         assert min(kept) > min(shed), "of what waits, those that came last are answered: they will not wait long"
+
+    def test_what_the_engine_has_is_answered_however_long_it_takes(self, monkeypatch):
+        """Brought by the flood, too, and its first: but it is on its way out, and its work would be lost."""
+
+        async def scenario():
+            engine = Engine(held=True)
+            monkeypatch.setattr(batching.admission, "START_S", 0.0)
+            batcher = make(engine, max_queue_rows=5000)
+            first = await occupy(batcher, engine)
+            flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
+            await until(lambda: any(call.done() for call in flood))
+            engine.release()
+            return await asyncio.gather(first, *flood, return_exceptions=True)
+
+        first, *answers = asyncio.run(scenario())
+        assert first == [{"ids": [99]}]
+        assert any(isinstance(answer, errors.OverloadedError) for answer in answers)
