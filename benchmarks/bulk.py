@@ -73,18 +73,23 @@ def _limit(engine: limit.Engine, texts: Sequence[str]) -> float:
     return best[PROCESSES]
 
 
+def prepare(run_id: str, rows: Sequence[dict[str, str]], count: int, *, folder: Path) -> tuple[list[str], Path]:
+    """Write the rows, over and over, to a CSV of so many; the command that scores it, and the file it will write."""
+    source, target = folder / "rows.csv", folder / "scored.csv"
+    with source.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(itertools.islice(itertools.cycle(rows), count))
+    command = [str(Path(sys.executable).with_name("madewithml")), "predict", "--run-id", run_id]
+    return [*command, "--dataset-loc", str(source), "--output-loc", str(target)], target
+
+
 def _run(run_id: str, rows: Sequence[dict[str, str]], count: int) -> dict[str, Any]:
     """One command on so many rows."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = Path(scratch) / "rows.csv", Path(scratch) / "scored.csv"
-        with source.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(itertools.islice(itertools.cycle(rows), count))
-        script = str(Path(sys.executable).with_name("madewithml"))
-        command = [script, "predict", "--run-id", run_id, "--dataset-loc", str(source)]
+        command, target = prepare(run_id, rows, count, folder=Path(scratch))
         started = time.monotonic()
-        server = Server([*command, "--output-loc", str(target)], environment=dict(os.environ), folder=Path(scratch))
+        server = Server(command, environment=dict(os.environ), folder=Path(scratch))
         memory = []
         while not server.ended():
             server.status(SAMPLE_EVERY_S)

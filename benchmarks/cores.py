@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import itertools
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bulk
 import contenders
 import environment
 import limit
@@ -104,13 +103,7 @@ def _body(row: Mapping[str, str]) -> dict[str, str]:
 def _bulk(run_id: str, rows: Sequence[dict[str, str]], number: int) -> dict[str, Any]:
     """CPU milliseconds a row, by part, of one command."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, target = Path(scratch) / "rows.csv", Path(scratch) / "scored.csv"
-        with source.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(itertools.islice(itertools.cycle(rows), number))
-        command = [str(Path(sys.executable).with_name("madewithml")), "predict", "--run-id", run_id]
-        command += ["--dataset-loc", str(source), "--output-loc", str(target)]
+        command, _ = bulk.prepare(run_id, rows, number, folder=Path(scratch))
         started, last, names = time.monotonic(), Threads(), dict[int, str]()
         with _counted(dict) as count:
             server = Server(command, environment=dict(os.environ), folder=Path(scratch))

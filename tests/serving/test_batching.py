@@ -401,6 +401,13 @@ class TestAStuckEngine:
         assert asyncio.run(scenario()) is False
 
 
+async def flooded(batcher):
+    """Two thousand calls at once, once the first of them is refused."""
+    flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
+    await until(lambda: any(call.done() for call in flood))
+    return flood
+
+
 class TestFlood:
     def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, monkeypatch):
         """Rows of 50 tokens, 5 ms: 20 are a tenth of a second. The one that came before the flood keeps its place."""
@@ -411,8 +418,7 @@ class TestFlood:
             batcher = make(engine, max_queue_rows=5000)
             first = await occupy(batcher, engine)
             await asyncio.sleep(batching.admission.WINDOW_S)
-            flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
-            await until(lambda: any(call.done() for call in flood))
+            flood = await flooded(batcher)
             waiting = batcher.waiting
             engine.release()
             answers = await asyncio.gather(first, *flood, return_exceptions=True)
@@ -435,8 +441,7 @@ class TestFlood:
             monkeypatch.setattr(batching.admission, "START_S", 0.0)
             batcher = make(engine, max_queue_rows=5000)
             first = await occupy(batcher, engine)
-            flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
-            await until(lambda: any(call.done() for call in flood))
+            flood = await flooded(batcher)
             engine.release()
             return await asyncio.gather(first, *flood, return_exceptions=True)
 
