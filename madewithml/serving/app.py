@@ -47,7 +47,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with door or nullcontext():
             yield
-            await kitchen.stop()
+        await kitchen.stop()  # last: what comes while the door closes is answered, not refused
 
     app = DirectApp(
         title="Made With ML",

@@ -6,6 +6,11 @@ HAProxies of other machines. HAProxy's launcher (`haproxy.py`) sends calls to th
 
     client -> HAProxy --calls--> door -> app
                     `--health--> Ray's HTTP server of the same replica
+
+A replica that leaves goes on answering until HAProxy sends it nothing more. Were it to refuse, it would be the one with
+the fewest calls on its way, and HAProxy, which sends a call where there are fewest, would send it every call and every
+further try until its new configuration is in force: on a busy machine for seconds. A door that is closed is different,
+one failed connection is enough for HAProxy to leave it alone.
 """
 
 from __future__ import annotations
@@ -28,10 +33,13 @@ if TYPE_CHECKING:
 # Longer than HAProxy keeps a connection that it does not use, so that none is closed as it is used again.
 KEEP_ALIVE_S = 3600
 POLL_S = 0.01
+QUIET_S = 0.5  # without a call, until HAProxy is taken to send none any more
+# HAProxy has noticed by then that Ray's HTTP server of this replica is closed, if its configuration has not told it.
+LEAVING_S = 10.0
 
 
 class Door:
-    """Listens from the entry of an `async with` block to its exit; then what was asked is answered first.
+    """Listens from the entry of an `async with` block until, after its exit, no calls come; all of them are answered.
 
     Args:
         app: Answers.
@@ -40,6 +48,7 @@ class Door:
     """
 
     def __init__(self, app: ASGIApp, replica: str, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._address = haproxy.kernel_address(haproxy.door_name(replica))
         self._server = _Server(
             uvicorn.Config(
@@ -75,10 +84,24 @@ class Door:
     async def __aexit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Listen no more, and answer what was asked."""
+        """Wait until no calls come, listen no more, and answer what was asked."""
+        await self._quiet()
         self._server.should_exit = True
         if self._served is not None:
             await self._served
+
+    async def _quiet(self) -> None:
+        now = asyncio.get_running_loop().time
+        last, asked, since = now() + min(LEAVING_S, self._timeout_s / 2), self._asked(), now()
+        while now() < min(last, since + QUIET_S):
+            await asyncio.sleep(POLL_S)
+            if (count := self._asked()) != asked:
+                asked, since = count, now()
+
+    def _asked(self) -> int:
+        """Calls so far, those that are not answered yet among them."""
+        state = self._server.server_state
+        return state.total_requests + len(state.tasks)
 
 
 class _Server(uvicorn.Server):

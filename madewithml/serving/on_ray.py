@@ -204,6 +204,9 @@ def _way_in(**http_options: Any) -> Iterator[None]:
     """Start Ray Serve; in the block its controller can be told what to run, while the proxies are still starting.
 
     Ray Serve's own start returns when its proxies are up. Beside them the replicas can start as well.
+
+    Raises:
+        StartError: The proxies did not come up.
     """
     import ray
     from ray import serve
@@ -217,9 +220,18 @@ def _way_in(**http_options: Any) -> Iterator[None]:
                 break
             time.sleep(LOOK_EVERY_S / 10)
         if started.done():
-            started.result()
+            _wait_for_proxies(started)
         yield
+        _wait_for_proxies(started)
+
+
+def _wait_for_proxies(started: futures.Future[Any]) -> None:
+    import ray
+
+    try:
         started.result()
+    except (TimeoutError, futures.TimeoutError, ray.exceptions.RayError) as err:
+        raise errors.StartError(f"Ray Serve's proxies did not come up: {' '.join(str(err).split())}") from err
 
 
 def _reason(told: Sequence[str]) -> str:

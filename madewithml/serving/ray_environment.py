@@ -29,6 +29,10 @@ RAY_SERVE = {
     # Ray Serve's own housekeeping, ten times a second by default, costs two per cent of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a line to parse for each request
+    # While replicas load their models on the same cores, HAProxy takes long to come up. Ray Serve would end it after
+    # fifteen seconds, and the start with it; a minute is what the start waits for.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
 }
 # An HAProxy whose configuration was replaced goes on until what it accepted is answered, and no longer than this.
 HARD_STOP_VARIABLE = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"

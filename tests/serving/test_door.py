@@ -73,6 +73,45 @@ def test_what_was_asked_is_answered_before_it_is_gone(replica):
     asyncio.run(run())
 
 
+def test_a_leaving_replica_answers_until_no_calls_come(replica):
+    async def run():
+        app = App()
+        app.may_answer.set()
+        statuses = []
+        async with client(replica) as calling:
+            closing = door.Door(app, replica, timeout_s=30)
+            await closing.__aenter__()
+            leaving = asyncio.create_task(closing.__aexit__(None, None, None))
+            for _ in range(20):  # twice as long as it takes to be taken for quiet
+                statuses.append((await calling.get("/")).status_code)
+                await asyncio.sleep(door.QUIET_S / 10)
+            assert not leaving.done()
+            await asyncio.wait_for(leaving, 5)
+
+        assert statuses == [200] * 20
+        assert not is_open(replica)
+
+    asyncio.run(run())
+
+
+def test_calls_that_never_cease_do_not_keep_it_open(replica, monkeypatch):
+    monkeypatch.setattr(door, "LEAVING_S", 1.0)
+
+    async def run():
+        app = App()
+        app.may_answer.set()
+        async with client(replica) as calling:
+            closing = door.Door(app, replica, timeout_s=30)
+            await closing.__aenter__()
+            leaving = asyncio.create_task(closing.__aexit__(None, None, None))
+            with pytest.raises(httpx.TransportError):
+                while True:
+                    await calling.get("/")
+            await asyncio.wait_for(leaving, 5)
+
+    asyncio.run(run())
+
+
 def test_signals_are_left_to_whoever_had_them(replica):
     async def run():
         came = []
