@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Longer than HAProxy keeps a connection that it does not use, so that none is closed as it is used again.
 KEEP_ALIVE_S = 3600
 POLL_S = 0.01
-QUIET_S = 0.5  # without a call, until HAProxy is taken to send none any more
+QUIET_S = 0.3  # without a call, until HAProxy is taken to send none any more
 # HAProxy has noticed by then that Ray's HTTP server of this replica is closed, if its configuration has not told it.
 LEAVING_S = 10.0
 

@@ -97,6 +97,10 @@ def test_a_leaving_replica_answers_until_no_calls_come(replica):
 def test_calls_that_never_cease_do_not_keep_it_open(replica, monkeypatch):
     monkeypatch.setattr(door, "LEAVING_S", 1.0)
 
+    async def call_for_ever(calling):
+        while True:
+            await calling.get("/")
+
     async def run():
         app = App()
         app.may_answer.set()
@@ -105,8 +109,7 @@ def test_calls_that_never_cease_do_not_keep_it_open(replica, monkeypatch):
             await closing.__aenter__()
             leaving = asyncio.create_task(closing.__aexit__(None, None, None))
             with pytest.raises(httpx.TransportError):
-                while True:
-                    await calling.get("/")
+                await call_for_ever(calling)
             await asyncio.wait_for(leaving, 5)
 
     asyncio.run(run())
