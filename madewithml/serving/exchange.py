@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from madewithml import config
     from madewithml.serving import model, schemas, service
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+TIMEOUT_HEADER = haproxy.TIMEOUT_HEADER
 POLICY_PARAMETERS = ("max_risk", "threshold")
 PAGE_PARAMETERS = ("after", "limit")
 

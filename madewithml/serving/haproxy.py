@@ -33,6 +33,7 @@ PR_SET_PDEATHSIG = 1
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 LARGEST_BODY_VARIABLE = "MADEWITHML_LARGEST_BODY_BYTES"
 LISTEN_VARIABLE = "MADEWITHML_LISTEN"
+TIMEOUT_VARIABLE = "MADEWITHML_ANSWER_TIMEOUT_MS"
 LARGEST_BODY_BYTES = 4 * 1024 * 1024
 # Half of the 64 KiB of a small buffer: the rest is for the head.
 SMALL_BODY_BYTES = 32 * 1024
@@ -55,6 +56,15 @@ REFUSING = 100
 SPARE = 50
 OFFERED_HEADER = "X-Offered-Rate"
 ANSWERS = "answers"  # table in which answers and refusals are counted
+# A replica answers by the deadline of a call. From one that stands still nothing comes: HAProxy then says so, this much
+# after the deadline.
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+ANSWER_TIMEOUT_MS = 30_000
+LATE_MS = 5_000
+# While no replica is up, Ray's own proxy lets calls wait for one, without end. So many seconds' calls can still be
+# answered when it comes, and callers that did not say how long they would wait learn soon that there is none.
+WAIT_FOR_REPLICA_MS = 10_000
+UNBOUNDED = "/evaluate"  # takes as long as its file is
 START_TIMEOUT_S = 10.0
 LONGEST_NAME = 80
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
@@ -73,7 +83,14 @@ PROBLEMS = {
 }
 
 
-def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | None = None) -> str:
+def rewrite(
+    configuration: str,
+    *,
+    pages: Path,
+    long_bodies: str,
+    listen: str | None = None,
+    timeout_ms: int = ANSWER_TIMEOUT_MS,
+) -> str:
     """The generated configuration with our error pages, its side ports on loopback, and requests that can be resent.
 
     Where the service itself listens is the operator's choice (`--host`). Ray would have its replicas listen there too.
@@ -83,6 +100,7 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
         pages: Folder of the error pages.
         long_bodies: Address of the HAProxy for long bodies.
         listen: Address of the machine to listen on for the service; None for the one that Ray generated.
+        timeout_ms: Deadline of calls that say none.
     """
     sections = _sections(configuration)
     if any(section.startswith(BACKEND) for section in sections):
@@ -94,7 +112,7 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
         elif section.startswith("defaults"):
             rewritten.append(_defaults(section, pages))
         else:
-            rewritten.append(_on_loopback(section))
+            rewritten.append(_bounded(_on_loopback(section), timeout_ms))
     # The other HAProxy has tried its best when it says no.
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
     table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
@@ -131,7 +149,14 @@ def kernel_address(name: str) -> bytes:
     return b"\0" + name.encode().ljust(107, b"\0")
 
 
-def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_body_bytes: int) -> str:
+def for_long_bodies(
+    configuration: str,
+    *,
+    pages: Path,
+    address: str,
+    largest_body_bytes: int,
+    timeout_ms: int = ANSWER_TIMEOUT_MS,
+) -> str:
     """The configuration of the HAProxy for long bodies: the same replicas, larger buffers, another address.
 
     Args:
@@ -139,6 +164,7 @@ def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_bo
         pages: Folder of the error pages.
         address: Where it listens.
         largest_body_bytes: The longest body it must hold.
+        timeout_ms: Deadline of calls that say none.
     """
     kept = []
     for section in _sections(configuration):
@@ -151,7 +177,7 @@ def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_bo
         elif section.startswith(FRONTEND):
             kept.append(_without(section, "bind") + f"    bind {address}\n    backlog {4 * LONG_AT_ONCE}\n")
         elif section.startswith("backend"):
-            kept.append(section)
+            kept.append(_bounded(section, timeout_ms))
     return "".join(kept)
 
 
@@ -167,12 +193,13 @@ def _without(section: str, *directives: str) -> str:
 
 def _replicas(sections: Sequence[str]) -> dict[str, int]:
     """How many replicas each backend has."""
-    found = {}
-    for section in sections:
-        servers = re.findall(r"^\s+server\s.*\scheck\b(?!.*\sbackup\b)", section, flags=re.MULTILINE)
-        if section.startswith("backend") and servers:
-            found[section.split()[1]] = len(servers)
-    return found
+    found = {section.split()[1]: len(_servers(section)) for section in sections if section.startswith("backend")}
+    return {name: count for name, count in found.items() if count}
+
+
+def _servers(section: str) -> list[str]:
+    """Names of a backend's replicas."""
+    return re.findall(r"^\s+server (\S+) .*\scheck\b(?!.*\sbackup\b)", section, flags=re.MULTILINE)
 
 
 def _rush(replicas: Mapping[str, int], pages: Path) -> list[str]:
@@ -221,6 +248,22 @@ def _frontend(frontend: str, refusals: Sequence[str]) -> str:
     before = re.search(r"^\s*(?:use_backend|default_backend)\b", begun, flags=re.MULTILINE)
     place = before.start() if before else len(begun)
     return begun[:place] + own_way + begun[place:]
+
+
+def _bounded(section: str, timeout_ms: int) -> str:
+    """A backend's section with an end to the wait for its answers; any other section as it is."""
+    if not section.startswith("backend"):
+        return section
+    asking = f"if METH_POST !{{ path_beg {UNBOUNDED} }}"
+    alone = " ".join(f"!{{ srv_is_up({name}) }}" for name in _servers(section))
+    own = f"{{ req.hdr_val({TIMEOUT_HEADER}) gt 0 }}"
+    head, _, rest = section.partition("\n")
+    rules = (
+        f"http-request set-timeout server {timeout_ms + LATE_MS}ms {asking}",
+        f"http-request set-timeout server {WAIT_FOR_REPLICA_MS}ms {asking} {alone}",
+        f"http-request set-timeout server req.hdr_val({TIMEOUT_HEADER}),add({LATE_MS}) {asking} {own}",
+    )
+    return "\n".join([head, *(f"    {rule}" for rule in rules), rest])
 
 
 def _listening(frontend: str, address: str | None) -> str:
@@ -286,14 +329,23 @@ def _prepare(path: Path, binary: str) -> None:
     address = f"abns@{name}"
     largest = int(os.environ.get(LARGEST_BODY_VARIABLE, LARGEST_BODY_BYTES))
     own = path.with_name(f"long-bodies-{os.getpid()}.cfg")
+    timeout_ms = int(os.environ.get(TIMEOUT_VARIABLE, ANSWER_TIMEOUT_MS))
     own.write_text(
-        for_long_bodies(generated, pages=path.parent, address=address, largest_body_bytes=largest),
+        for_long_bodies(
+            generated, pages=path.parent, address=address, largest_body_bytes=largest, timeout_ms=timeout_ms
+        ),
         encoding="utf-8",
     )
     _start([binary, "-db", "-f", str(own)], name)
     own.unlink()
     path.write_text(
-        rewrite(generated, pages=path.parent, long_bodies=address, listen=os.environ.get(LISTEN_VARIABLE)),
+        rewrite(
+            generated,
+            pages=path.parent,
+            long_bodies=address,
+            listen=os.environ.get(LISTEN_VARIABLE),
+            timeout_ms=timeout_ms,
+        ),
         encoding="utf-8",
     )
 

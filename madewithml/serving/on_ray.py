@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 # In a redeploy half of the replicas start at a time, while the old ones still answer: all at once they would take the
 # cores from those, and what piled up meanwhile would hold up the end of the old ones.
 SURGE_PERCENT = 50
-LOOK_EVERY_S = 0.25  # whether a replica that ends has answered everything, and whether new ones have come up
+LOOK_EVERY_S = 0.25  # whether a replica that ends has answered everything
+# Whether new replicas have come up: a look takes driver and controller 50 ms, of the cores that they start on.
+STARTED_EVERY_S = 0.5
 # Ray Serve's own: controller, HAProxy's manager, and the proxy that stands in while there is no replica.
 SERVE_ACTORS = 3
 APPLICATION = "madewithml"
@@ -196,7 +198,7 @@ def _wait_until_running() -> None:
         if state.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             told = [deployment.message for deployment in state.deployments.values()]
             raise errors.StartError(f"Ray Serve could not start the replicas: {_reason(told) or state.message}")
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(STARTED_EVERY_S)
 
 
 @contextlib.contextmanager

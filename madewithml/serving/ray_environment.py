@@ -18,14 +18,15 @@ RAY_SERVE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # No call has a side effect that a second one would double, so it may be sent again to another replica: when its own
     # was lost, when it is leaving (503), and when Ray's own proxy, which stands in while there is none, lost it (500).
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout 500 503",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500 503",
     # A dead replica has the fewest connections, so each next try may go to it again until it is known to be dead: one
     # failed connection is enough to know, and a call outlives that many tries.
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # Until a replica that leaves closes Ray's HTTP server; its own door stays open until no calls come (`door.py`).
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
     # Ray Serve's own housekeeping, ten times a second by default, costs two per cent of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a line to parse for each request
@@ -44,6 +45,7 @@ def prepare(settings: config.Settings) -> None:
     """Set all of it, for a service with these settings."""
     prepare_imports()
     os.environ[haproxy.LARGEST_BODY_VARIABLE] = str(settings.max_body_bytes)
+    os.environ[haproxy.TIMEOUT_VARIABLE] = str(math.ceil(1000 * settings.request_timeout_s))
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not os.environ.get("RAY_ADDRESS"):
         os.environ[haproxy.LISTEN_VARIABLE] = settings.host
     hard_stop_s = math.ceil(settings.max_request_timeout_s) + HARD_STOP_MARGIN_S

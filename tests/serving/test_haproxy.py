@@ -1,11 +1,14 @@
 """The launcher that stands in for HAProxy, on the text it rewrites and with the real binary."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -26,7 +29,7 @@ defaults
     mode http
     timeout connect 1s
     timeout client 5s
-    timeout server 5s
+    timeout server 1h
     errorfile 502 {folder}/500.http
     errorfile 503 {folder}/500.http
     errorfile 504 {folder}/500.http
@@ -129,6 +132,15 @@ class TestRewrite:
         removed = lines.index(f"http-request del-header {haproxy.OFFERED_HEADER}")
         assert haproxy.OFFERED_HEADER in lines[removed + 1]
 
+    def test_an_answer_is_waited_for_until_its_deadline_and_a_little_longer(self):
+        text = haproxy.rewrite(generated(), pages=Path("/f"), long_bodies="abns@long", timeout_ms=7000)
+        default, none_up, own = (line for line in section(text, "backend replicas") if "set-timeout" in line)
+        assert f" {7000 + haproxy.LATE_MS}ms if METH_POST !{{ path_beg /evaluate }}" in default
+        assert (
+            f" {haproxy.WAIT_FOR_REPLICA_MS}ms if METH_POST !{{ path_beg /evaluate }} !{{ srv_is_up(one) }}" in none_up
+        )
+        assert f"req.hdr_val(X-Request-Timeout-Ms),add({haproxy.LATE_MS})" in own
+
     def test_nothing_else_changes(self):
         before, after = generated().splitlines(), rewritten(generated()).splitlines()
         gone = [line.split()[0] for line in before if line not in after]
@@ -187,7 +199,7 @@ class TestForLongBodies:
     def test_it_listens_for_the_other_haproxy_alone_and_knows_the_same_replicas(self):
         text = for_long_bodies(generated())
         assert [line.strip() for line in text.splitlines() if "bind" in line] == ["bind abns@long"]
-        assert section(text, "backend replicas") == section(generated(), "backend replicas")
+        assert section(text, "backend replicas") == section(rewritten(generated()), "backend replicas")
         assert "listen stats" not in text
 
 
@@ -290,18 +302,24 @@ def ports():
     return {name: running.free_port() for name in ("port", "metrics", "stats")}
 
 
-@pytest.fixture(scope="module")
-def parent(tmp_path_factory, ports):
-    """A process whose only child is the launcher's HAProxy in front of no replica."""
-    folder = tmp_path_factory.mktemp("haproxy")
+@contextlib.contextmanager
+def started(folder, **chosen):
+    """A process whose only child is the launcher's HAProxy; both are given."""
     path = folder / "haproxy.cfg"
-    path.write_text(generated(folder, closed=running.free_port(), **ports), encoding="utf-8")
+    path.write_text(generated(folder, **chosen), encoding="utf-8")
     command = [sys.executable, "-c", STARTER, str(LAUNCHER), "-db", "-f", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as starter:
         child = psutil.Process(int(starter.stdout.readline()))
         yield starter, child
         starter.kill()
         running.end(running.alive({child}))
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory, ports):
+    """In front of no replica."""
+    with started(tmp_path_factory.mktemp("haproxy"), closed=running.free_port(), **ports) as both:
+        yield both
 
 
 class TestTheRealBinary:
@@ -328,6 +346,22 @@ class TestTheRealBinary:
 
         assert [each.name() for each in child.children()] == ["haproxy"]
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+    def test_a_replica_that_stands_still_is_waited_for_no_longer_than_the_call_allows(self, tmp_path):
+        own = {name: running.free_port() for name in ("port", "metrics", "stats")}
+        silent = socket.create_server(("127.0.0.1", 0))
+        with silent, started(tmp_path, closed=silent.getsockname()[1], **own) as (_, child):
+            running.until(lambda: len(running.listening({child})) == 3, what="HAProxy")
+            sent = time.monotonic()
+            answer = httpx.post(
+                f"http://127.0.0.1:{own['port']}/predict/",
+                json={"title": "CNNs"},
+                headers={haproxy.TIMEOUT_HEADER: "100"},
+                timeout=60,
+            )
+
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert time.monotonic() - sent >= haproxy.LATE_MS / 1000
 
     def test_both_end_when_their_parent_is_killed(self, parent):
         starter, child = parent

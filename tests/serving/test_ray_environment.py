@@ -36,7 +36,7 @@ class TestPrepareImports:
         ray_environment.prepare_imports()
 
         assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-        assert os.environ["RAY_SERVE_HAPROXY_RETRY_ON"] == "conn-failure empty-response response-timeout 500 503"
+        assert os.environ["RAY_SERVE_HAPROXY_RETRY_ON"] == "conn-failure empty-response 500 503"
         assert str(Path(sys.executable).with_name("madewithml-haproxy")) == os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
 
     def test_two_services_on_one_machine_share_neither_ports_nor_files(self):
