@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from madewithml.serving import haproxy
+from madewithml.serving import error_pages, haproxy
 
 BAD_REQUEST, TOO_SLOW = 400, 408
 HEAD_TIMEOUT_S = float(haproxy.SENDING_TIMEOUT_S)
@@ -75,5 +75,5 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(haproxy.page(status).encode())
+            self.transport.write(error_pages.page(status).encode())
         self.transport.close()

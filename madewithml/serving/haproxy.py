@@ -18,7 +18,6 @@ Calls go to a replica's own door where it has one (`door.py`).
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import signal
@@ -28,6 +27,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from madewithml.serving import error_pages
 
 PR_SET_PDEATHSIG = 1
 BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -69,18 +70,6 @@ START_TIMEOUT_S = 10.0
 LONGEST_NAME = 80
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
-# What HAProxy itself says, by the status that it would say it with: code and title of a problem, and its detail.
-UNAVAILABLE = 503
-OVERLOADED = (429, "Too Many Requests", "overloaded", "more calls come than can be answered: try again later")
-REFUSAL = "429.json"
-PROBLEMS = {
-    400: (400, "Bad Request", "malformed_request", "the request is not HTTP, or its head is too large"),
-    408: (408, "Request Timeout", "too_slow", "the request took too long to come: send all of it at once"),
-    **dict.fromkeys(
-        (502, 503, 504),
-        (UNAVAILABLE, "Service Unavailable", "not_ready", "no replica can answer at the moment: try again shortly"),
-    ),
-}
 
 
 def rewrite(
@@ -205,10 +194,10 @@ def _servers(section: str) -> list[str]:
 def _rush(replicas: Mapping[str, int], pages: Path) -> list[str]:
     """Rules that refuse what replicas would have no time to refuse."""
     total = max(1, sum(replicas.values()))
-    answer = f"content-type application/problem+json file {pages / REFUSAL} hdr Retry-After 1"
+    answer = f"content-type application/problem+json file {pages / error_pages.REFUSAL} hdr Retry-After 1"
     return [
         f"http-request track-sc0 int(1) table {ANSWERS} if METH_POST",
-        f"http-response sc-inc-gpc0(0) if {{ status {OVERLOADED[0]} }}",
+        f"http-response sc-inc-gpc0(0) if {{ status {error_pages.OVERLOADED[0]} }}",
         "http-response sc-inc-gpc1(0) if { status 200 }",
         f"http-request set-var(txn.enough) sc0_gpc1_rate,mul(3),div(2),add({SPARE * total}) if METH_POST",
         f"acl rush fe_req_rate gt {RUSH * total}",
@@ -279,31 +268,8 @@ def _on_loopback(section: str) -> str:
 
 def _defaults(section: str, pages: Path) -> str:
     """The defaults: our error pages, and patience with replicas that are busy."""
-    files = "".join(f"    errorfile {status} {pages / f'{status}.http'}\n" for status in PROBLEMS)
+    files = "".join(f"    errorfile {status} {pages / f'{status}.http'}\n" for status in error_pages.PROBLEMS)
     return f"{_without(section, 'errorfile')}    timeout check {CHECK_TIMEOUT_S}s\n{files}"
-
-
-def write_pages(folder: Path) -> None:
-    """Write what HAProxy answers by itself: raw HTTP responses with problem documents."""
-    for status in PROBLEMS:
-        (folder / f"{status}.http").write_text(page(status), encoding="utf-8", newline="")
-    (folder / REFUSAL).write_text(_document(*OVERLOADED), encoding="utf-8")
-
-
-def page(status: int) -> str:
-    """The raw HTTP response in place of HAProxy's own for a status."""
-    said, reason, *_ = PROBLEMS[status]
-    body = _document(*PROBLEMS[status])
-    again = "Retry-After: 1\r\n" if said == UNAVAILABLE else ""
-    return (
-        f"HTTP/1.1 {said} {reason}\r\nContent-Type: application/problem+json\r\n{again}Cache-Control: no-cache\r\n"
-        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    )
-
-
-def _document(status: int, title: str, code: str, detail: str) -> str:
-    document = {"type": f"urn:madewithml:problem:{code}", "title": title, "status": status, "detail": detail}
-    return json.dumps({**document, "request_id": "", "errors": []})
 
 
 def main() -> None:
@@ -322,7 +288,7 @@ def main() -> None:
 def _prepare(path: Path, binary: str) -> None:
     """Rewrite the configuration, and start the HAProxy for long bodies."""
     generated = through_doors(path.read_text(encoding="utf-8"), _listens)
-    write_pages(path.parent)
+    error_pages.write(path.parent)
     # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
     # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.
     name = f"madewithml-long-bodies-{os.getpid()}"

