@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from starlette.middleware import cors
 
 from madewithml import config, errors
-from madewithml.serving import access, exchange
+from madewithml.serving import access, haproxy
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
-SENT_BY_BROWSERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", exchange.TIMEOUT_HEADER)
+SENT_BY_BROWSERS = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Id", haproxy.TIMEOUT_HEADER)
 READ_BY_BROWSERS = ("Retry-After", "X-Request-Id")
 
 

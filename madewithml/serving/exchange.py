@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from madewithml import config
     from madewithml.serving import model, schemas, service
 
-TIMEOUT_HEADER = haproxy.TIMEOUT_HEADER
 POLICY_PARAMETERS = ("max_risk", "threshold")
 PAGE_PARAMETERS = ("after", "limit")
 
@@ -177,11 +176,11 @@ def _inflation(request: Request, max_bytes: int) -> _Inflation | None:
 
 def _timeout_s(request: Request, kitchen: service.Service) -> float | None:
     """The seconds that a caller grants, at most what the operator allows; None where it says nothing."""
-    text = request.headers.get(TIMEOUT_HEADER)
+    text = request.headers.get(haproxy.TIMEOUT_HEADER)
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or int(text[:18]) == 0:
-        msg = f"{TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
+        msg = f"{haproxy.TIMEOUT_HEADER} is {text[:100]!r}: expected milliseconds, a whole number from 1"
         raise errors.InvalidRequestError(msg)
     return min(int(text[:18]) / 1000, kitchen.settings.max_request_timeout_s)
 

@@ -72,14 +72,7 @@ FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 
 
-def rewrite(
-    configuration: str,
-    *,
-    pages: Path,
-    long_bodies: str,
-    listen: str | None = None,
-    timeout_ms: int = ANSWER_TIMEOUT_MS,
-) -> str:
+def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | None = None) -> str:
     """The generated configuration with our error pages, its side ports on loopback, and requests that can be resent.
 
     Where the service itself listens is the operator's choice (`--host`). Ray would have its replicas listen there too.
@@ -89,7 +82,6 @@ def rewrite(
         pages: Folder of the error pages.
         long_bodies: Address of the HAProxy for long bodies.
         listen: Address of the machine to listen on for the service; None for the one that Ray generated.
-        timeout_ms: Deadline of calls that say none.
     """
     sections = _sections(configuration)
     if any(section.startswith(BACKEND) for section in sections):
@@ -101,7 +93,7 @@ def rewrite(
         elif section.startswith("defaults"):
             rewritten.append(_defaults(section, pages))
         else:
-            rewritten.append(_bounded(_on_loopback(section), timeout_ms))
+            rewritten.append(_on_loopback(section))
     # The other HAProxy has tried its best when it says no.
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
     table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
@@ -128,6 +120,21 @@ def through_doors(configuration: str, is_open: Callable[[str], bool]) -> str:
     return re.sub(pattern, server, configuration, flags=re.MULTILINE)
 
 
+def bounded(configuration: str, *, timeout_ms: int) -> str:
+    """The generated configuration with an end to the wait for answers.
+
+    Args:
+        configuration: What Ray generated.
+        timeout_ms: Deadline of calls that say none.
+    """
+    if TIMEOUT_HEADER in configuration:
+        return configuration
+    return "".join(
+        _bounded(section, timeout_ms) if section.startswith("backend") else section
+        for section in _sections(configuration)
+    )
+
+
 def door_name(replica: str) -> str:
     """The kernel's name for a replica's own door; the same for the replica's id and for its name in a configuration."""
     return f"madewithml-door-{re.sub(r'[^A-Za-z0-9]+', '_', replica)[-LONGEST_NAME:]}"
@@ -138,14 +145,7 @@ def kernel_address(name: str) -> bytes:
     return b"\0" + name.encode().ljust(107, b"\0")
 
 
-def for_long_bodies(
-    configuration: str,
-    *,
-    pages: Path,
-    address: str,
-    largest_body_bytes: int,
-    timeout_ms: int = ANSWER_TIMEOUT_MS,
-) -> str:
+def for_long_bodies(configuration: str, *, pages: Path, address: str, largest_body_bytes: int) -> str:
     """The configuration of the HAProxy for long bodies: the same replicas, larger buffers, another address.
 
     Args:
@@ -153,7 +153,6 @@ def for_long_bodies(
         pages: Folder of the error pages.
         address: Where it listens.
         largest_body_bytes: The longest body it must hold.
-        timeout_ms: Deadline of calls that say none.
     """
     kept = []
     for section in _sections(configuration):
@@ -166,7 +165,7 @@ def for_long_bodies(
         elif section.startswith(FRONTEND):
             kept.append(_without(section, "bind") + f"    bind {address}\n    backlog {4 * LONG_AT_ONCE}\n")
         elif section.startswith("backend"):
-            kept.append(_bounded(section, timeout_ms))
+            kept.append(section)
     return "".join(kept)
 
 
@@ -240,9 +239,7 @@ def _frontend(frontend: str, refusals: Sequence[str]) -> str:
 
 
 def _bounded(section: str, timeout_ms: int) -> str:
-    """A backend's section with an end to the wait for its answers; any other section as it is."""
-    if not section.startswith("backend"):
-        return section
+    """A backend's section with an end to the wait for its answers."""
     asking = f"if METH_POST !{{ path_beg {UNBOUNDED} }}"
     alone = " ".join(f"!{{ srv_is_up({name}) }}" for name in _servers(section))
     own = f"{{ req.hdr_val({TIMEOUT_HEADER}) gt 0 }}"
@@ -287,7 +284,8 @@ def main() -> None:
 
 def _prepare(path: Path, binary: str) -> None:
     """Rewrite the configuration, and start the HAProxy for long bodies."""
-    generated = through_doors(path.read_text(encoding="utf-8"), _listens)
+    timeout_ms = int(os.environ.get(TIMEOUT_VARIABLE, ANSWER_TIMEOUT_MS))
+    generated = bounded(through_doors(path.read_text(encoding="utf-8"), _listens), timeout_ms=timeout_ms)
     error_pages.write(path.parent)
     # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
     # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.
@@ -295,23 +293,14 @@ def _prepare(path: Path, binary: str) -> None:
     address = f"abns@{name}"
     largest = int(os.environ.get(LARGEST_BODY_VARIABLE, LARGEST_BODY_BYTES))
     own = path.with_name(f"long-bodies-{os.getpid()}.cfg")
-    timeout_ms = int(os.environ.get(TIMEOUT_VARIABLE, ANSWER_TIMEOUT_MS))
     own.write_text(
-        for_long_bodies(
-            generated, pages=path.parent, address=address, largest_body_bytes=largest, timeout_ms=timeout_ms
-        ),
+        for_long_bodies(generated, pages=path.parent, address=address, largest_body_bytes=largest),
         encoding="utf-8",
     )
     _start([binary, "-db", "-f", str(own)], name)
     own.unlink()
     path.write_text(
-        rewrite(
-            generated,
-            pages=path.parent,
-            long_bodies=address,
-            listen=os.environ.get(LISTEN_VARIABLE),
-            timeout_ms=timeout_ms,
-        ),
+        rewrite(generated, pages=path.parent, long_bodies=address, listen=os.environ.get(LISTEN_VARIABLE)),
         encoding="utf-8",
     )
 

@@ -232,7 +232,7 @@ def _wait_for_proxies(started: futures.Future[Any]) -> None:
 
     try:
         started.result()
-    except (TimeoutError, futures.TimeoutError, ray.exceptions.RayError) as err:
+    except (TimeoutError, ray.exceptions.RayError) as err:
         raise errors.StartError(f"Ray Serve's proxies did not come up: {' '.join(str(err).split())}") from err
 
 

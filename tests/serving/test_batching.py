@@ -401,30 +401,32 @@ class TestAStuckEngine:
         assert asyncio.run(scenario()) is False
 
 
-async def flooded(batcher):
-    """Two thousand calls at once, once the first of them is refused."""
+async def flooded(*, after_s=0.0):
+    """A call that the engine is busy with and, so much later, two thousand at once.
+
+    Returns:
+        How many rows wait when some are refused; what came of the first call, and of each of the flood.
+    """
+    engine = Engine(held=True)
+    batcher = make(engine, max_queue_rows=5000)
+    first = await occupy(batcher, engine)
+    await asyncio.sleep(after_s)
     flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
     await until(lambda: any(call.done() for call in flood))
-    return flood
+    waiting = batcher.waiting
+    engine.release()
+    return waiting, await asyncio.gather(first, *flood, return_exceptions=True)
 
 
 class TestFlood:
-    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, monkeypatch):
+    @pytest.fixture(autouse=True)
+    def _from_the_start(self, monkeypatch):
+        monkeypatch.setattr(batching.admission, "START_S", 0.0)
+
+    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self):
         """Rows of 50 tokens, 5 ms: 20 are a tenth of a second. The one that came before the flood keeps its place."""
 
-        async def scenario():
-            engine = Engine(held=True)
-            monkeypatch.setattr(batching.admission, "START_S", 0.0)
-            batcher = make(engine, max_queue_rows=5000)
-            first = await occupy(batcher, engine)
-            await asyncio.sleep(batching.admission.WINDOW_S)
-            flood = await flooded(batcher)
-            waiting = batcher.waiting
-            engine.release()
-            answers = await asyncio.gather(first, *flood, return_exceptions=True)
-            return waiting, answers
-
-        waiting, (first, *answers) = asyncio.run(scenario())
+        waiting, (first, *answers) = asyncio.run(flooded(after_s=batching.admission.WINDOW_S))
         refused = [answer for answer in answers if isinstance(answer, errors.OverloadedError)]
         assert first == [{"ids": [99]}]
         assert waiting <= 60
@@ -433,18 +435,8 @@ class TestFlood:
         shed = [number for number, answer in enumerate(answers) if isinstance(answer, errors.OverloadedError)]
         assert min(kept) > min(shed), "of what waits, those that came last are answered: they will not wait long"
 
-    def test_what_the_engine_has_is_answered_however_long_it_takes(self, monkeypatch):
+    def test_what_the_engine_has_is_answered_however_long_it_takes(self):
         """Brought by the flood, too, and its first: but it is on its way out, and its work would be lost."""
-
-        async def scenario():
-            engine = Engine(held=True)
-            monkeypatch.setattr(batching.admission, "START_S", 0.0)
-            batcher = make(engine, max_queue_rows=5000)
-            first = await occupy(batcher, engine)
-            flood = await flooded(batcher)
-            engine.release()
-            return await asyncio.gather(first, *flood, return_exceptions=True)
-
-        first, *answers = asyncio.run(scenario())
+        _, (first, *answers) = asyncio.run(flooded())
         assert first == [{"ids": [99]}]
         assert any(isinstance(answer, errors.OverloadedError) for answer in answers)

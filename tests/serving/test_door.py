@@ -73,15 +73,20 @@ def test_what_was_asked_is_answered_before_it_is_gone(replica):
     asyncio.run(run())
 
 
+async def leave(replica):
+    """A door that answers at once, and is being left."""
+    app = App()
+    app.may_answer.set()
+    left = door.Door(app, replica, timeout_s=30)
+    await left.__aenter__()
+    return asyncio.create_task(left.__aexit__(None, None, None))
+
+
 def test_a_leaving_replica_answers_until_no_calls_come(replica):
     async def run():
-        app = App()
-        app.may_answer.set()
         statuses = []
         async with client(replica) as calling:
-            closing = door.Door(app, replica, timeout_s=30)
-            await closing.__aenter__()
-            leaving = asyncio.create_task(closing.__aexit__(None, None, None))
+            leaving = await leave(replica)
             for _ in range(20):  # twice as long as it takes to be taken for quiet
                 statuses.append((await calling.get("/")).status_code)
                 await asyncio.sleep(door.QUIET_S / 10)
@@ -102,12 +107,8 @@ def test_calls_that_never_cease_do_not_keep_it_open(replica, monkeypatch):
             await calling.get("/")
 
     async def run():
-        app = App()
-        app.may_answer.set()
         async with client(replica) as calling:
-            closing = door.Door(app, replica, timeout_s=30)
-            await closing.__aenter__()
-            leaving = asyncio.create_task(closing.__aexit__(None, None, None))
+            leaving = await leave(replica)
             with pytest.raises(httpx.TransportError):
                 await call_for_ever(calling)
             await asyncio.wait_for(leaving, 5)

@@ -133,13 +133,17 @@ class TestRewrite:
         assert haproxy.OFFERED_HEADER in lines[removed + 1]
 
     def test_an_answer_is_waited_for_until_its_deadline_and_a_little_longer(self):
-        text = haproxy.rewrite(generated(), pages=Path("/f"), long_bodies="abns@long", timeout_ms=7000)
+        text = haproxy.bounded(generated(), timeout_ms=7000)
         default, none_up, own = (line for line in section(text, "backend replicas") if "set-timeout" in line)
         assert f" {7000 + haproxy.LATE_MS}ms if METH_POST !{{ path_beg /evaluate }}" in default
         assert (
             f" {haproxy.WAIT_FOR_REPLICA_MS}ms if METH_POST !{{ path_beg /evaluate }} !{{ srv_is_up(one) }}" in none_up
         )
         assert f"req.hdr_val(X-Request-Timeout-Ms),add({haproxy.LATE_MS})" in own
+
+    def test_the_wait_for_answers_is_bounded_once(self):
+        once = haproxy.bounded(generated(), timeout_ms=7000)
+        assert once == haproxy.bounded(once, timeout_ms=7000)
 
     def test_nothing_else_changes(self):
         before, after = generated().splitlines(), rewritten(generated()).splitlines()
@@ -199,7 +203,7 @@ class TestForLongBodies:
     def test_it_listens_for_the_other_haproxy_alone_and_knows_the_same_replicas(self):
         text = for_long_bodies(generated())
         assert [line.strip() for line in text.splitlines() if "bind" in line] == ["bind abns@long"]
-        assert section(text, "backend replicas") == section(rewritten(generated()), "backend replicas")
+        assert section(text, "backend replicas") == section(generated(), "backend replicas")
         assert "listen stats" not in text
 
 
@@ -272,7 +276,8 @@ class TestMain:
         assert error_pages.page(503).encode() == page.read_bytes()
         written = path.read_text(encoding="utf-8")
         address = section(written, haproxy.BACKEND)[-1].split()[-1]
-        assert written == haproxy.rewrite(generated(tmp_path), pages=tmp_path, long_bodies=address)
+        bounded = haproxy.bounded(generated(tmp_path), timeout_ms=haproxy.ANSWER_TIMEOUT_MS)
+        assert written == haproxy.rewrite(bounded, pages=tmp_path, long_bodies=address)
 
     def test_it_asks_to_end_with_its_parent(self, kernel, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["madewithml-haproxy", "-v"])
@@ -347,7 +352,8 @@ class TestTheRealBinary:
         assert [each.name() for each in child.children()] == ["haproxy"]
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
-    def test_a_replica_that_stands_still_is_waited_for_no_longer_than_the_call_allows(self, tmp_path):
+    @pytest.mark.parametrize("title", ["CNNs", "long " * 100_000], ids=["short", "long"])
+    def test_a_replica_that_stands_still_is_waited_for_no_longer_than_the_call_allows(self, tmp_path, title):
         own = {name: running.free_port() for name in ("port", "metrics", "stats")}
         silent = socket.create_server(("127.0.0.1", 0))
         with silent, started(tmp_path, closed=silent.getsockname()[1], **own) as (_, child):
@@ -355,7 +361,7 @@ class TestTheRealBinary:
             sent = time.monotonic()
             answer = httpx.post(
                 f"http://127.0.0.1:{own['port']}/predict/",
-                json={"title": "CNNs"},
+                json={"title": title},
                 headers={haproxy.TIMEOUT_HEADER: "100"},
                 timeout=60,
             )
