@@ -68,12 +68,16 @@ WAIT_FOR_REPLICA_MS = 10_000
 UNBOUNDED = "/evaluate"  # takes as long as its file is
 START_TIMEOUT_S = 10.0
 LONGEST_NAME = 80
+STATISTICS = ("frontend prometheus", "listen stats")
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 
 
 def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | None = None) -> str:
-    """The generated configuration with our error pages, its side ports on loopback, and requests that can be resent.
+    """The generated configuration with our error pages, one port only, and requests that can be resent.
+
+    Ray has HAProxy tell statistics on two more ports, which nothing here reads, and which another program may have
+    taken by the time HAProxy starts; they are left out.
 
     Where the service itself listens is the operator's choice (`--host`). Ray would have its replicas listen there too.
 
@@ -92,8 +96,8 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
             rewritten.append(_listening(_frontend(section, _rush(_replicas(sections), pages)), listen))
         elif section.startswith("defaults"):
             rewritten.append(_defaults(section, pages))
-        else:
-            rewritten.append(_on_loopback(section))
+        elif not section.startswith(STATISTICS):
+            rewritten.append(section)
     # The other HAProxy has tried its best when it says no.
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
     table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
@@ -257,10 +261,6 @@ def _listening(frontend: str, address: str | None) -> str:
     if address is None:
         return frontend
     return re.sub(r"^(\s*bind\s+)\S*:(\d+)", rf"\g<1>{address}:\g<2>", frontend, count=1, flags=re.MULTILINE)
-
-
-def _on_loopback(section: str) -> str:
-    return re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0)?:(\d+)", r"\g<1>127.0.0.1:\g<2>", section, flags=re.MULTILINE)
 
 
 def _defaults(section: str, pages: Path) -> str:

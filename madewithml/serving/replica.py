@@ -5,6 +5,7 @@ Plan -> predictor -> Service, warm -> and beside it, where asked for: the change
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def open_service(plan: Plan) -> service.Service:
         CheckpointError: The model is damaged, or does not compute what it did.
         UsageError: Its engine cannot run here.
     """
+    gc.freeze()  # what is imported stays: to look through it again would stop every call for a tenth of a second
     settings = config.restore(plan.settings)
     own = loader.Loader(settings.engine, plan.threads, settings.threshold)
     where = pointer.Pointer(Path(plan.pointer)) if plan.pointer else None

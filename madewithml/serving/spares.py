@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Read by the raylet when it starts.
 RAYLET = {
     # What each worker imports before it accepts work.
-    "RAY_preload_python_modules": "madewithml.serving.preloaded,madewithml.serving.deployment",
+    "RAY_preload_python_modules": "madewithml.serving.preloaded",
     # By itself it would start one for every core, most of which nobody needs.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
