@@ -32,6 +32,7 @@ SURGE_PERCENT = 50
 LOOK_EVERY_S = 0.25  # whether a replica that ends has answered everything
 # Whether new replicas have come up: a look takes driver and controller 50 ms, of the cores that they start on.
 STARTED_EVERY_S = 0.5
+MORE_SPARES = 3  # of a hundred megabytes each
 # Ray Serve's own: controller, HAProxy's manager, and the proxy that stands in while there is no replica.
 SERVE_ACTORS = 3
 APPLICATION = "madewithml"
@@ -105,9 +106,10 @@ def _on_ray() -> Iterator[None]:
 def _spares(replicas: int) -> Iterator[spares.Spares]:
     """Workers for what is about to start, and spare ones afterwards.
 
-    As many as start at once in a redeploy, and one for the next: to replace a spare takes as long as a replica's start.
+    As many as start at once in a redeploy, and some for what comes next: to replace a spare takes as long as a
+    replica's start, and on the same cores. Two replicas are replaced twice in a row before any is missed.
     """
-    wanted = min(replicas, math.ceil(replicas * SURGE_PERCENT / 100) + 1)
+    wanted = min(2 * replicas, math.ceil(replicas * SURGE_PERCENT / 100) + MORE_SPARES)
     # A cluster that was joined looks after its own workers.
     kept = spares.Spares(0 if os.environ.get("RAY_ADDRESS") else wanted)
     kept.prepare(SERVE_ACTORS + replicas)

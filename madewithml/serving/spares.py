@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import psutil
@@ -78,16 +79,19 @@ class Spares:
         self._guarded(self._keep)
 
     def _keep(self) -> None:
-        raylet = _raylet()
-
-        def missing() -> int:
-            return max(0, self._count - sum(map(is_waiting, _command_lines(raylet))))
-
-        self._guarded(lambda: prestart(missing()))
-        while not self._ended.wait(LOOK_EVERY_S):
-            if missing() and not self._ended.wait(REPLACED_AFTER_S):
+        raylet, before, due = _raylet(), 0, time.monotonic()
+        while True:
+            lines = _command_lines(raylet)
+            starting = sum(map(is_starting, lines))
+            present = starting + sum(map(is_idle, lines))
+            if present < before:
+                due = time.monotonic() + REPLACED_AFTER_S
+            before = present
+            if present < self._count and not starting and time.monotonic() >= due:
                 with self._may_start:
-                    self._guarded(lambda: prestart(missing()))
+                    self._guarded(lambda: prestart(1))  # one at a time: calls keep the other core
+            if self._ended.wait(LOOK_EVERY_S):
+                return
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:
@@ -115,10 +119,14 @@ def prestart(count: int) -> None:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=CALL_TIMEOUT_S)
 
 
-def is_waiting(command_line: Sequence[str]) -> bool:
-    """Whether a child of the raylet is an idle worker, or is about to be one."""
-    title = command_line[0].strip() if command_line else ""
-    return title == IDLE_TITLE or any(part.endswith(STARTING) for part in command_line)
+def is_idle(command_line: Sequence[str]) -> bool:
+    """Whether a child of the raylet is a worker that waits for an actor."""
+    return bool(command_line) and command_line[0].strip() == IDLE_TITLE
+
+
+def is_starting(command_line: Sequence[str]) -> bool:
+    """Whether a child of the raylet is about to be one: it still imports."""
+    return any(part.endswith(STARTING) for part in command_line)
 
 
 def _raylet() -> psutil.Process:

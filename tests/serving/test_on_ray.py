@@ -237,7 +237,7 @@ class TestTwoReplicas:
 
         needed = {"_raylet", "_pydantic_core", "_multiarray_umath"}
         running.until(
-            lambda: len(found := libraries()) == 2 and all(needed <= one for one in found), what="two spare workers"
+            lambda: len(found := libraries()) == 4 and all(needed <= one for one in found), what="four spare workers"
         )
         assert not any("pandas" in area.path for one in spares() for area in one.memory_maps())
 

@@ -6,21 +6,24 @@ import pytest
 
 from madewithml.serving import spares
 
+from . import running
+
 
 @pytest.mark.parametrize(
-    ("command_line", "waits"),
+    ("command_line", "idle", "starting"),
     [
-        (["ray::IDLE", "", ""], True),
-        (["ray::IDLE   "], True),
-        (["/venv/bin/python", "-u", "/site-packages/ray/_private/workers/default_worker.py", "--port=1"], True),
-        (["ray::IDLE_SpillWorker"], False),
-        (["ray::ServeReplica:madewithml:ModelDeployment"], False),
-        (["/venv/bin/python", "-u", "/site-packages/ray/dashboard/agent.py"], False),
-        ([], False),
+        (["ray::IDLE", "", ""], True, False),
+        (["ray::IDLE   "], True, False),
+        (["/venv/bin/python", "-u", "/site-packages/ray/_private/workers/default_worker.py", "--port=1"], False, True),
+        (["ray::IDLE_SpillWorker"], False, False),
+        (["ray::ServeReplica:madewithml:ModelDeployment"], False, False),
+        (["/venv/bin/python", "-u", "/site-packages/ray/dashboard/agent.py"], False, False),
+        ([], False, False),
     ],
 )
-def test_a_spare_is_an_idle_worker_or_one_that_starts(command_line, waits):
-    assert spares.is_waiting(command_line) is waits
+def test_a_spare_is_an_idle_worker_or_one_that_starts(command_line, idle, starting):
+    assert spares.is_idle(command_line) is idle
+    assert spares.is_starting(command_line) is starting
 
 
 def test_where_ray_has_no_such_call_the_service_goes_on_and_says_so(monkeypatch, caplog):
@@ -46,3 +49,28 @@ def test_none_are_asked_for_where_none_are_wanted(monkeypatch):
     kept.stop()
 
     assert asked == []
+
+
+def test_they_start_one_at_a_time(monkeypatch):
+    """Each import takes a core, and calls need the other."""
+    started, together, importing = [], [], ["python", "default_worker.py"]
+
+    def start(count):
+        started.extend([importing] * count)
+        together.append(started.count(importing))
+
+    def look(_raylet):
+        lines = list(started)
+        started[:] = [["ray::IDLE"]] * len(started)  # by the next look they have imported
+        return lines
+
+    monkeypatch.setattr(spares, "prestart", start)
+    monkeypatch.setattr(spares, "_raylet", lambda: None)
+    monkeypatch.setattr(spares, "_command_lines", look)
+    monkeypatch.setattr(spares, "LOOK_EVERY_S", 0.001)
+    kept = spares.Spares(3)
+    kept.start()
+    running.until(lambda: started == [["ray::IDLE"]] * 3, what="three spares")
+    kept.stop()
+
+    assert together == [1, 1, 1]
