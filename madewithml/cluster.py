@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from madewithml import errors
 
@@ -17,6 +18,9 @@ QUIET = {
     # Ray lowers the priority of its workers; here they are the service itself.
     "RAY_worker_niceness": "0",
 }
+
+# Where the dashboard would be. Nothing listens there.
+NO_DASHBOARD = b"127.0.0.1:1"
 
 
 def set_environment(variables: Mapping[str, str]) -> None:
@@ -41,10 +45,40 @@ def start(*, num_cpus: int | None = None) -> None:
         {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus, "include_dashboard": False}
     )
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        with _only_what_is_used():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as err:
         # Ray has no class for it: a node that takes more than half a minute is a bare Exception, as is one that ends.
         raise errors.StartError(f"Ray did not start: {' '.join(str(err).split())}") from err
+
+
+@contextmanager
+def _only_what_is_used() -> Iterator[None]:
+    """A Ray that starts in the block starts without the processes that nobody here uses; Ray has no option for it.
+
+    They are for the dashboard, the autoscaler, and workers' logs on the driver's terminal, and take two seconds of a
+    start and some of the cores from then on.
+    """
+    from ray._private import node, ray_constants
+
+    def no_process(_node: Any) -> None:
+        """Start nothing."""
+
+    def no_dashboard(starting: Any, **_options: Any) -> None:
+        # An agent of the node's asks for its address, and logs an error every second until there is one.
+        address = ray_constants.DASHBOARD_ADDRESS.encode()
+        space = ray_constants.KV_NAMESPACE_DASHBOARD
+        starting.get_gcs_client().internal_kv_put(address, NO_DASHBOARD, overwrite=True, namespace=space)
+
+    replaced = {"start_monitor": no_process, "start_log_monitor": no_process, "start_api_server": no_dashboard}
+    kept = {name: getattr(node.Node, name) for name in replaced}
+    try:
+        for name, start_none in replaced.items():
+            setattr(node.Node, name, start_none)
+        yield
+    finally:
+        for name, start_it in kept.items():
+            setattr(node.Node, name, start_it)
 
 
 @contextmanager

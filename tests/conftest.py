@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported, so it must be there before anything else
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process of a service would compile the package anew
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch would keep Ray's workers off the cores
 
 from madewithml import config

@@ -73,6 +73,25 @@ def test_a_ray_of_our_own_has_the_cores_asked_for_and_ends_with_the_block_even_a
     assert run(script, RAY_DEDUP_LOGS="0") == ["True 1.0", "False", "0 0"]
 
 
+def test_a_ray_of_our_own_has_no_process_that_nobody_uses_and_its_log_does_not_grow():
+    script = """
+        import pathlib
+        import psutil
+        from madewithml import cluster
+
+        with cluster.session(num_cpus=1):
+            import ray
+            commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+            print([name for name in ("monitor.py", "log_monitor.py", "dashboard.py") if name in " ".join(commands)])
+            print(any("raylet" in command for command in commands))
+            ray.get(ray.remote(lambda: 1).remote())
+            logs = pathlib.Path(ray._private.worker._global_node.get_logs_dir_path())
+        print("Get dashboard http address failed" in (logs / "dashboard_agent.log").read_text())
+    """
+
+    assert run(script) == ["[]", "True", "False"]
+
+
 def test_the_cluster_that_ray_address_names_is_joined_and_outlives_the_session(ray_session):
     script = """
         from madewithml import cluster
