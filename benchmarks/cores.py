@@ -1,4 +1,4 @@
-"""Where the cores' time goes: CPU by process and thread, while serving under load and while scoring in bulk.
+"""Where the cores' time goes: CPU by process and thread, at the start, while serving under load, and in bulk scoring.
 
     python benchmarks/cores.py --checkpoint DIR --dataset-loc projects.csv [--run-id ID --rows 20000]
 
@@ -78,9 +78,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds: int) -> dict[str, Any]:
-    """CPU milliseconds a request, by part."""
+    """CPU seconds of the start, by process, and milliseconds a request, by part."""
+    started = time.monotonic()
     served = next(each for each in contenders.ours(folder) if each.name == name).command[2:-2]
     with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch) / "home", *served) as running:
+        start = {"seconds": round(time.monotonic() - started, 1), "cpu_s": _by_title(running.server)}
         bodies = Path(scratch) / "bodies"
         bodies.write_text("".join(json.dumps(_body(row)) + "\n" for row in rows), encoding="utf-8")
         url = f"{running.url}/predict/"
@@ -90,6 +92,7 @@ def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds
         parts = _parts(count["threads"], _names(running.server))
     parts |= {"load generator": count["children_s"], "idle": count["idle_s"]}
     return {
+        "start": start,
         "rate": round(seen.rate, 1),
         "errors": seen.errors,
         "cpu_ms_a_request": {part: round(1e3 * spent / seen.requests, 3) for part, spent in parts.items()},
@@ -143,6 +146,18 @@ def _threads(server: Server) -> Threads:
         with contextlib.suppress(psutil.Error):
             found |= {(process.pid, each.id): each.user_time + each.system_time for each in process.threads()}
     return found
+
+
+def _by_title(server: Server) -> dict[str, list[float]]:
+    """CPU seconds so far of processes, the busiest first, by Ray's name for them or that of their script."""
+    found: dict[str, list[float]] = {}
+    for process in server.processes():
+        with contextlib.suppress(psutil.Error):
+            used, words = process.cpu_times(), process.cmdline()
+            scripts = [Path(word).name for word in words if word.endswith((".py", "bin/madewithml"))]
+            title = words[0].split()[0] if words[0].startswith("ray::") else [*scripts, process.name()][0]
+            found.setdefault(title, []).append(round(used.user + used.system, 2))
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1])))
 
 
 def _names(server: Server) -> dict[int, str]:
