@@ -83,6 +83,7 @@ def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds
     served = next(each for each in contenders.ours(folder) if each.name == name).command[2:-2]
     with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch) / "home", *served) as running:
         start = {"seconds": round(time.monotonic() - started, 1), "cpu_s": _by_title(running.server)}
+        running.server.settle()
         bodies = Path(scratch) / "bodies"
         bodies.write_text("".join(json.dumps(_body(row)) + "\n" for row in rows), encoding="utf-8")
         url = f"{running.url}/predict/"

@@ -25,9 +25,6 @@ WARM_UP_S = 2
 WARM_UP_CONNECTIONS = 8
 START_TIMEOUT_S = 180
 POLL_S = 0.02
-SETTLE_S = 0.5
-SETTLE_TIMEOUT_S = 20
-IDLE_CORES = 0.3  # some servers poll their queues
 NUM_CHECKED = 20
 MIN_AGREEMENT = 0.9
 NOT_AN_ANSWER = (OSError, http.client.HTTPException, LookupError, ValueError, TypeError)
@@ -83,7 +80,7 @@ def _measure(contender: Contender, setup: Setup, folder: Path) -> dict[str, Any]
         _await_answer(server, contender, setup, port)
         start_s = round(time.perf_counter() - started, 2)
         checked = {"start_s": start_s, "agreement": _agreement(contender, setup, port), **_engine(contender, port)}
-        _settle(server)
+        server.settle()
         loads = _loads(server, f"http://{HOST}:{port}{contender.path}", bodies, contender.connections, setup)
     finally:
         killed = server.stop()
@@ -138,16 +135,6 @@ def _await_answer(server: processes.Server, contender: Contender, setup: Setup, 
             last = repr(err)
         time.sleep(POLL_S)
     raise FailedError(f"no correct answer within {START_TIMEOUT_S} s; last: {last}\n{server.log_tail()}")
-
-
-def _settle(server: processes.Server) -> None:
-    """Wait until it has nothing to do: after the first answer, other processes may still be loading the model."""
-    deadline = time.monotonic() + SETTLE_TIMEOUT_S
-    while time.monotonic() < deadline:
-        before = server.clock()
-        time.sleep(SETTLE_S)
-        if processes.spent(before, server.clock()) < IDLE_CORES * SETTLE_S:
-            return
 
 
 def _agreement(contender: Contender, setup: Setup, port: int) -> float:

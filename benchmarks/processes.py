@@ -20,6 +20,9 @@ MARKER = "BENCHMARK_SERVER"
 GRACE_S = 30.0
 ORPHAN_GRACE_S = 3.0
 POLL_S = 0.1
+RESTING_S = 2.0  # longer than a service pauses between two things that it does after its start
+RESTING_CORES = 0.3  # some servers poll their queues
+SETTLE_TIMEOUT_S = 60.0
 
 Clock = dict[tuple[int, float], float]
 
@@ -99,6 +102,16 @@ class Server:
                 spent = process.cpu_times()
                 times[process.pid, process.create_time()] = spent.user + spent.system
         return times
+
+    def at_rest(self) -> bool:
+        """Whether nothing computes: after the first answer, other processes may still be loading the model."""
+        before = self.clock()
+        time.sleep(RESTING_S)
+        return spent(before, self.clock()) < RESTING_CORES * RESTING_S
+
+    def settle(self) -> None:
+        """Wait until nothing computes, or for a minute."""
+        _until(self.at_rest, SETTLE_TIMEOUT_S)
 
     def memory(self) -> Memory:
         """Memory of all processes together and of the largest."""

@@ -27,8 +27,6 @@ PATIENCE_S = 240.0
 POLL_S = 0.25  # looking costs CPU that the service needs
 PAUSE_S = 0.1
 REPLICA = "ServeReplica:madewithml"
-SETTLING_S = 2.0
-RESTING_SHARE = 0.3  # of a core
 DROPPED = ("RAY_SERVE_", "MADEWITHML_", "MLFLOW_")  # of the environment: what would change how a service runs
 FLAWS = (callers.DROPPED, callers.REFUSED, callers.SILENT, callers.WRONG)
 
@@ -95,22 +93,16 @@ class Service:
             return "stop: Ctrl-C" in self.server.log()
 
         until(announced, what="the service")
-        until(self._settled, what="the end of its start")
+        until(self.server.at_rest, what="the end of its start")
         self._num_spares = self._spares()
         return self
 
     def at_rest(self) -> bool:
         """Whether it is as it was after its start: every replica there, spare workers too, and nothing computes."""
-        return self.whole() and self._spares() >= self._num_spares and self._settled()
+        return self.whole() and self._spares() >= self._num_spares and self.server.at_rest()
 
     def _spares(self) -> int:
         return sum("ray::IDLE" in " ".join(_command(process)) for process in self.server.processes())
-
-    def _settled(self) -> bool:
-        """Whether its processes have come to rest: spare workers still import for a while after the first answer."""
-        before = sum(self.server.clock().values())
-        time.sleep(SETTLING_S)
-        return sum(self.server.clock().values()) - before < RESTING_SHARE * SETTLING_S
 
     def get(self, path: str) -> dict[str, Any]:
         """What a route answers; empty where it does not."""

@@ -51,6 +51,8 @@ def main() -> None:
             service.running(folder / "before", *served, checkout=before) as old,
             service.running(folder / "after", *served) as new,
         ):
+            old.server.settle()
+            new.server.settle()
             rounds = _rounds({"before": old, "after": new}, bodies, arguments)
     mode = ("local" if arguments.local else "ray") + "-empty" * arguments.empty
     result: dict[str, Any] = {
