@@ -1,4 +1,4 @@
-"""What each worker of Ray's imports before it accepts work: Ray Serve and the deployment, without what they do without.
+"""What each worker of Ray's imports before it accepts work: Ray Serve and the deployment, but for what neither needs.
 
 Ray Serve imports pandas for nothing but to turn data frames that a handle returns into JSON, and OpenTelemetry's SDK
 for traces that nothing here asks for. It does without where there is none: a third of a second and 40 MB in each of its
