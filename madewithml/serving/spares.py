@@ -104,8 +104,6 @@ class Spares:
 
 def prestart(count: int) -> None:
     """Have the raylet of this node start workers that wait for an actor."""
-    if not count:
-        return
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
