@@ -29,7 +29,7 @@ import load
 import psutil
 import service
 from peers import classifier
-from processes import Server
+from processes import Server, cpu_s
 
 from madewithml import checkpoint
 
@@ -79,8 +79,8 @@ def _arguments() -> argparse.Namespace:
 
 def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds: int) -> dict[str, Any]:
     """CPU seconds of the start, by process, and milliseconds a request, by part."""
-    started = time.monotonic()
     served = next(each for each in contenders.ours(folder) if each.name == name).command[2:-2]
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch) / "home", *served) as running:
         start = {"seconds": round(time.monotonic() - started, 1), "cpu_s": _by_title(running.server)}
         running.server.settle()
@@ -142,31 +142,28 @@ def _children_s() -> float:
 
 
 def _threads(server: Server) -> Threads:
-    found: Threads = {}
-    for process in server.processes():
-        with contextlib.suppress(psutil.Error):
-            found |= {(process.pid, each.id): each.user_time + each.system_time for each in process.threads()}
-    return found
+    by_process = server.each(lambda process: (process.pid, process.threads()))
+    return {(pid, each.id): each.user_time + each.system_time for pid, threads in by_process for each in threads}
 
 
 def _by_title(server: Server) -> dict[str, list[float]]:
     """CPU seconds so far of processes, the busiest first, by Ray's name for them or that of their script."""
     found: dict[str, list[float]] = {}
-    for process in server.processes():
-        with contextlib.suppress(psutil.Error):
-            used, words = process.cpu_times(), process.cmdline()
-            scripts = [Path(word).name for word in words if word.endswith((".py", "bin/madewithml"))]
-            title = words[0].split()[0] if words[0].startswith("ray::") else [*scripts, process.name()][0]
-            found.setdefault(title, []).append(round(used.user + used.system, 2))
+    for title, used in server.each(lambda process: (_title(process), cpu_s(process))):
+        found.setdefault(title, []).append(round(used, 2))
     return dict(sorted(found.items(), key=lambda item: -sum(item[1])))
 
 
+def _title(process: psutil.Process) -> str:
+    words = process.cmdline()
+    if words and words[0].startswith("ray::"):
+        return words[0].split()[0]
+    scripts = [Path(word).name for word in words if word.endswith((".py", "bin/madewithml"))]
+    return scripts[0] if scripts else str(process.name())
+
+
 def _names(server: Server) -> dict[int, str]:
-    names = {}
-    for process in server.processes():
-        with contextlib.suppress(psutil.Error):
-            names[process.pid] = process.name()
-    return names
+    return dict(server.each(lambda process: (process.pid, process.name())))
 
 
 def _parts(threads: Threads, names: Mapping[int, str]) -> dict[str, float]:

@@ -364,11 +364,7 @@ def _descriptors_at_rest(service: Service, *, looks: int, enough: int = 0) -> in
 
 
 def _descriptors(service: Service) -> int:
-    total = 0
-    for process in service.server.processes():
-        with contextlib.suppress(psutil.Error):
-            total += process.num_fds()
-    return total
+    return sum(service.server.each(lambda process: int(process.num_fds())))
 
 
 def _slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -25,6 +26,7 @@ RESTING_CORES = 0.3  # some servers poll their queues
 SETTLE_TIMEOUT_S = 60.0
 
 Clock = dict[tuple[int, float], float]
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,17 @@ class Server:
                     found[process.pid] = process
         return [process for process in found.values() if _alive(process)]
 
-    def clock(self) -> Clock:
-        """CPU seconds of each process so far, user and system."""
-        times: Clock = {}
+    def each(self, look: Callable[[psutil.Process], Seen]) -> list[Seen]:
+        """What a look at each process gives; those that end meanwhile are left out."""
+        seen = []
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                spent = process.cpu_times()
-                times[process.pid, process.create_time()] = spent.user + spent.system
-        return times
+                seen.append(look(process))
+        return seen
+
+    def clock(self) -> Clock:
+        """CPU seconds of each process so far, user and system."""
+        return dict(self.each(lambda process: ((process.pid, process.create_time()), cpu_s(process))))
 
     def at_rest(self) -> bool:
         """Whether nothing computes: after the first answer, other processes may still be loading the model."""
@@ -115,11 +120,8 @@ class Server:
 
     def memory(self) -> Memory:
         """Memory of all processes together and of the largest."""
-        sizes = [0.0]
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                sizes.append(process.memory_full_info().pss / 2**20)
-        return Memory(round(sum(sizes), 1), round(max(sizes), 1), len(sizes) - 1)
+        sizes = self.each(lambda process: process.memory_full_info().pss / 2**20)
+        return Memory(round(sum(sizes), 1), round(max(sizes, default=0.0), 1), len(sizes))
 
     def stop(self) -> int:
         """End everything: SIGTERM to the command, then to what is left, then SIGKILL.
@@ -146,6 +148,12 @@ class Server:
     def _gone(self) -> bool:
         # Asking the command whether it has ended also takes it out of the process table.
         return self.ended() and not self.processes()
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds of a process so far, user and system."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
 
 
 def spent(before: Clock, after: Clock) -> float:

@@ -102,7 +102,7 @@ class Service:
         return self.whole() and self._spares() >= self._num_spares and self.server.at_rest()
 
     def _spares(self) -> int:
-        return sum("ray::IDLE" in " ".join(_command(process)) for process in self.server.processes())
+        return sum("ray::IDLE" in " ".join(words) for words in self.server.each(psutil.Process.cmdline))
 
     def get(self, path: str) -> dict[str, Any]:
         """What a route answers; empty where it does not."""
@@ -119,12 +119,8 @@ class Service:
 
     def replicas(self) -> list[psutil.Process]:
         """The replicas' processes."""
-        found = []
-        for process in self.server.processes():
-            with contextlib.suppress(psutil.Error):
-                if REPLICA in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        titles = self.server.each(lambda process: (process, " ".join(process.cmdline())))
+        return [process for process, title in titles if REPLICA in title]
 
     def whole(self) -> bool:
         """Whether every replica lives and HAProxy sends calls to it."""
@@ -134,8 +130,8 @@ class Service:
         """Replicas that HAProxy holds for up."""
         (folder,) = {
             Path(word).parent
-            for process in self.server.processes()
-            for word in _command(process)
+            for words in self.server.each(psutil.Process.cmdline)
+            for word in words
             if word.endswith("haproxy.cfg")
         }
         answer = b""
@@ -159,13 +155,6 @@ class Service:
         """End it and all that came of it."""
         self._client.close()
         self.server.stop()
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @dataclass(frozen=True)
