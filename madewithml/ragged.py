@@ -19,8 +19,9 @@ from madewithml import tokenization
 
 # The names of the graph's inputs, in the order in which the module takes them.
 INPUTS = ("ids", "positions", "places", "occupants", "owners", "rows", "mask")
-# Tokens are filled up to a multiple of this: engines keep code and memory prepared for each number they have seen.
-TOKEN_STEP = 8
+# The tokens and the width are filled up to a multiple of this: engines keep code and memory prepared for each shape
+# they have seen, and there are some sixty times fewer of them.
+STEP = 8
 NOBODY = -1
 
 
@@ -40,18 +41,18 @@ def lay_out(
         inputs: Those that the graph has: one of a single layer has no use for the rectangle.
 
     Returns:
-        By input name, all int64, for t tokens in all, rounded up to a multiple of `TOKEN_STEP`, and a rectangle of m
-        lines: `ids` [t], row after row; `positions` [t], of each token in its row; `places` [t], of each token in the
-        flat rectangle; `occupants` [m, width], which token stands at each place (0 where none does); `owners`
-        [m, width], the row it belongs to (`NOBODY` where there is none); `rows` [n, length], the tokens of each row;
-        `mask`.
+        By input name, all int64, for t tokens in all and a rectangle of m lines as wide as the longest row, t and the
+        width rounded up to a multiple of `STEP`: `ids` [t], row after row; `positions` [t], of each token in its row;
+        `places` [t], of each token in the flat rectangle; `occupants` [m, width], which token stands at each place (0
+        where none does); `owners` [m, width], the row it belongs to (`NOBODY` where there is none); `rows` [n, width],
+        the tokens of each row; `mask` [n, width].
     """
     lengths = mask.sum(axis=1)
-    width, count = int(lengths.max(initial=1)), int(lengths.sum())
+    width, count = _stepped(int(lengths.max(initial=1))), int(lengths.sum())
     starts = np.cumsum(lengths) - lengths  # of each row among the tokens
     filled = np.arange(count) - np.repeat(starts, lengths)
     at, lines = _side_by_side(lengths.tolist(), width)
-    ragged = np.zeros((3, -(-count // TOKEN_STEP) * TOKEN_STEP), dtype=np.int64)
+    ragged = np.zeros((3, _stepped(count)), dtype=np.int64)
     ragged[0, :count] = ids[mask != 0]
     ragged[1, :count] = filled
     places = ragged[2, :count]
@@ -60,10 +61,16 @@ def lay_out(
     occupants[places] = np.arange(count)
     owners = np.full(lines * width, NOBODY, dtype=np.int64)
     owners[places] = np.repeat(np.arange(len(ids)), lengths)
-    rows = (starts[:, None] + np.arange(mask.shape[1])) * mask
+    columns = np.arange(width)
+    mask = (columns < lengths[:, None]).astype(np.int64)
+    rows = (starts[:, None] + columns) * mask
     shape = (lines, width)
     values = (ragged[0], ragged[1], ragged[2], occupants.reshape(shape), owners.reshape(shape), rows, mask)
     return {name: value for name, value in zip(INPUTS, values, strict=True) if name in inputs}
+
+
+def _stepped(count: int) -> int:
+    return -(-count // STEP) * STEP
 
 
 def _side_by_side(lengths: Sequence[int], width: int) -> tuple[tokenization.Ints, int]:

@@ -32,11 +32,10 @@ def test_through_the_rectangle_and_back_every_token_is_where_it_was() -> None:
 
 
 def test_short_rows_share_a_line_and_know_whose_each_place_is() -> None:
-    """Four tokens, two and three: the one of two would fit beside none, so that two and four stand alone."""
-    batch = laid_out()
-    assert batch["owners"].tolist() == [[0, 0, 0, 0], [2, 2, 2, -1], [1, 1, -1, -1]]
-    shared = ragged.lay_out(*tokenization.pad([[2, 3], [2, 50, 60, 3], [2, 3]], pad_id=0))
-    assert shared["owners"].tolist() == [[1, 1, 1, 1], [0, 0, 2, 2]]
+    """Four tokens and three in one line of eight, two in the next; then twice four, and six."""
+    assert laid_out()["owners"].tolist() == [[0] * 4 + [2] * 3 + [-1], [1] * 2 + [-1] * 6]
+    shared = ragged.lay_out(*tokenization.pad([[2, 50, 60, 3], [2, 5, 6, 7, 8, 3], [2, 50, 60, 3]], pad_id=0))
+    assert shared["owners"].tolist() == [[1] * 6 + [-1] * 2, [0] * 4 + [2] * 4]
 
 
 def test_the_tokens_of_each_row_are_known_too() -> None:
@@ -48,12 +47,16 @@ def test_the_tokens_of_each_row_are_known_too() -> None:
 def test_columns_without_a_token_cost_nothing() -> None:
     ids, mask = tokenization.pad(ROWS, pad_id=0)
     wide = ragged.lay_out(np.pad(ids, ((0, 0), (0, 9))), np.pad(mask, ((0, 0), (0, 9))))
-    for name in ("ids", "positions", "places", "occupants", "owners"):
-        assert wide[name].tolist() == laid_out()[name].tolist()
+    assert {name: values.tolist() for name, values in wide.items()} == {
+        name: values.tolist() for name, values in laid_out().items()
+    }
 
 
-def test_a_number_of_tokens_that_is_a_step_already_is_kept() -> None:
-    assert len(ragged.lay_out(*tokenization.pad([[1] * ragged.TOKEN_STEP], pad_id=0))["ids"]) == ragged.TOKEN_STEP
+def test_shapes_come_in_steps() -> None:
+    """Engines keep code and memory for each shape: of rows of 1 to 24 tokens, alone, there are three."""
+    batches = [ragged.lay_out(*tokenization.pad([[1] * length], pad_id=0)) for length in range(1, 3 * ragged.STEP + 1)]
+    shapes = {tuple(values.shape for values in batch.values()) for batch in batches}
+    assert sorted(shape[0] for shape in shapes) == [(ragged.STEP,), (2 * ragged.STEP,), (3 * ragged.STEP,)]
 
 
 def test_a_graph_is_given_the_inputs_it_has() -> None:
