@@ -21,12 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dataset
 import environment
 import limit
 from peers import classifier
 from processes import Server
 
-from madewithml import checkpoint, predict
+from madewithml import predict
 
 SAMPLE_EVERY_S = 1.0
 LIMIT_S = 4.0
@@ -35,13 +36,8 @@ PROCESSES = 2
 
 def main() -> None:
     arguments = _arguments()
-    folder = predict.get_best_checkpoint(arguments.run_id)
-    report = checkpoint.read(folder).read_engines()
-    if report is None:
-        raise SystemExit(f"run {arguments.run_id!r} has no engine report: optimise it first")
-    engine = limit.Engine(folder.resolve(), report.engine, report.precision, report.file)
-    with arguments.dataset_loc.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    engine = limit.Engine.chosen(predict.get_best_checkpoint(arguments.run_id).resolve())
+    rows = dataset.rows(arguments.dataset_loc, fields=None)
     texts = [classifier.text_of(row) for row in rows]
     limits, runs = [_limit(engine, texts)], []
     for count in arguments.rows:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import callers
 import candidates
+import dataset
 import environment
 import faults
 import load
@@ -91,8 +91,7 @@ def make_scene(models: candidates.Models, dataset_loc: Path, *, folder: Path, sh
 def make_calls(predictors: dict[str, Any], dataset_loc: Path) -> list[callers.Call]:
     """Rows one by one, a list now and then, and some long texts."""
     fields = next(iter(predictors.values())).checkpoint.metadata.text_fields
-    with dataset_loc.open(encoding="utf-8", newline="") as file:
-        rows = [{name: row[name] or "" for name in fields} for row in csv.DictReader(file)][:ROWS]
+    rows = dataset.rows(dataset_loc, fields)[:ROWS]
     bodies: list[Any] = [*rows, rows[:8], *[{fields[0]: f"{i} ", fields[1]: LONG_TEXT} for i in range(LONG_BODIES)]]
     return [
         callers.Call(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import resource
@@ -23,6 +22,7 @@ from typing import Any
 
 import bulk
 import contenders
+import dataset
 import environment
 import limit
 import load
@@ -30,8 +30,6 @@ import psutil
 import service
 from peers import classifier
 from processes import Server, cpu_s
-
-from madewithml import checkpoint
 
 CONNECTIONS = 32
 WARM_UP_S = 5
@@ -44,12 +42,8 @@ Threads = dict[tuple[int, int], float]  # CPU seconds by process and thread
 def main() -> None:
     arguments = _arguments()
     folder = arguments.checkpoint.resolve()
-    report = checkpoint.read(folder).read_engines()
-    if report is None:
-        raise SystemExit(f"{str(folder)!r} has no engine report: optimise the run first")
-    engine = limit.Engine(folder, report.engine, report.precision, report.file)
-    with arguments.dataset_loc.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    engine = limit.Engine.chosen(folder)
+    rows = dataset.rows(arguments.dataset_loc, fields=None)
     best = limit.measure(engine, [classifier.text_of(row) for row in rows], seconds=LIMIT_S)["best"]
     alone_ms = 1e3 * limit.PROCESSES[-1] / best[limit.PROCESSES[-1]]
     result: dict[str, Any] = {
@@ -84,8 +78,7 @@ def _serving(name: str, folder: Path, rows: Sequence[Mapping[str, str]], seconds
     with tempfile.TemporaryDirectory() as scratch, service.running(Path(scratch) / "home", *served) as running:
         start = {"seconds": round(time.monotonic() - started, 1), "cpu_s": _by_title(running.server)}
         running.server.settle()
-        bodies = Path(scratch) / "bodies"
-        bodies.write_text("".join(json.dumps(_body(row)) + "\n" for row in rows), encoding="utf-8")
+        bodies = dataset.write_bodies(map(_body, rows), Path(scratch) / "bodies")
         url = f"{running.url}/predict/"
         load.run(url, bodies=bodies, connections=CONNECTIONS, seconds=WARM_UP_S)
         with _counted(lambda: _threads(running.server)) as count:

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from peers import classifier
 
+from madewithml import checkpoint
+
 CELLS = [(1, "arrival"), *itertools.product((8, 16), ("like lengths", "arrival"))]
 PROCESSES = (1, 2)
 START_TIMEOUT_S = 120
@@ -48,6 +50,14 @@ class Engine:
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}"
+
+    @classmethod
+    def chosen(cls, folder: Path) -> Engine:
+        """The one that the engine report of a checkpoint folder names; ends the command if there is no report."""
+        report = checkpoint.read(folder).read_engines()
+        if report is None:
+            raise SystemExit(f"{str(folder)!r} has no engine report: madewithml optimize makes one")
+        return cls(folder, report.engine, report.precision, report.file)
 
     def load(self) -> classifier.Classifier:
         """The engine in this process."""

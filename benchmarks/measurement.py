@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import dataset
 import load
 import processes
 from contenders import Contender, first_answer
@@ -71,8 +72,7 @@ def _measure(contender: Contender, setup: Setup, folder: Path) -> dict[str, Any]
     if contender.prepare:
         command = contender.arguments(contender.prepare, port=port, folder=folder / "model")
         subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, timeout=START_TIMEOUT_S)
-    bodies = folder / "bodies.jsonl"
-    bodies.write_text("".join(json.dumps(contender.body_of(row)) + "\n" for row in setup.rows), encoding="utf-8")
+    bodies = dataset.write_bodies(map(contender.body_of, setup.rows), folder / "bodies.jsonl")
     command = contender.arguments(contender.command, port=port, folder=folder / "model")
     started = time.perf_counter()
     server = processes.Server(command, environment=environment, folder=folder)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import csv
 import dataclasses
 import json
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
+import dataset
 import environment
 import limit
 import load
@@ -32,12 +32,12 @@ import measurement
 import numpy as np
 import torch
 import transformers
+from peers import classifier
 from starlette import requests
 
 from madewithml import cluster, config, engines, importing, optimize, predict, runs, tokenization
 from madewithml.serving import app, replies, service
 
-TEXT_FIELDS = ("title", "description")
 CONNECTIONS = 32
 REPETITIONS = 2000
 PREDICT = "/predict/"
@@ -58,8 +58,7 @@ class NoEngine:
 
 def main() -> None:
     arguments = _arguments()
-    with arguments.dataset_loc.open(encoding="utf-8", newline="") as file:
-        rows = [{name: row[name] or "" for name in TEXT_FIELDS} for row in csv.DictReader(file)]
+    rows = dataset.rows(arguments.dataset_loc)
     predictor = predict.TorchPredictor.from_checkpoint(arguments.checkpoint, engine="auto", threads=1)
     steps = _steps(dataclasses.replace(predictor, engine=NoEngine(len(predictor.classes))), rows)
     for name, value in steps.items():
@@ -182,7 +181,8 @@ def empty_checkpoint(like: Path, dataset_loc: Path, *, folder: Path) -> Path:
 def _served(checkpoint: Path, rows: Sequence[dict[str, str]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways of serving, in rounds: requests a second, and CPU milliseconds a request."""
     engine = limit.Engine(checkpoint, "torch", "fp32", None)
-    setup = measurement.Setup(rows, limit.answers(engine, _texts(rows)), [CONNECTIONS], arguments.seconds)
+    texts = [classifier.text_of(row) for row in rows[: measurement.NUM_CHECKED]]
+    setup = measurement.Setup(rows, limit.answers(engine, texts), [CONNECTIONS], arguments.seconds)
     ours = contenders.ours(checkpoint)
     found: dict[str, Any] = {contender.title: [] for contender in ours}
     for number, contender in _rounds(ours, arguments.rounds):
@@ -196,12 +196,6 @@ def _served(checkpoint: Path, rows: Sequence[dict[str, str]], arguments: argpars
         title: {"cpu_ms_median": statistics.median(row["cpu_ms"] for row in rounds), "rounds": rounds}
         for title, rounds in found.items()
     }
-
-
-def _texts(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return [
-        " ".join(filter(None, (row[name].strip() for name in TEXT_FIELDS))) for row in rows[: measurement.NUM_CHECKED]
-    ]
 
 
 def _rounds(ours: Sequence[contenders.Contender], rounds: int) -> Iterator[tuple[int, contenders.Contender]]:

@@ -12,7 +12,6 @@ to `results/`.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import shlex
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
+import dataset
 import environment
 import limit
 import load
@@ -35,9 +35,6 @@ import summary
 import tables
 from peers import classifier, install
 
-from madewithml import checkpoint
-
-TEXT_FIELDS = ("title", "description")
 SERVERS = ("fastapi", "uvicorn", "ray", "mlflow")
 
 
@@ -52,7 +49,7 @@ def main() -> None:
 def _result(arguments: argparse.Namespace, padded_folder: Path) -> dict[str, Any]:
     engine = _engine(arguments)
     chosen, skipped = _chosen(contenders.contenders(engine, padded=padded_folder), arguments.only)
-    rows = _rows(arguments.dataset_loc)
+    rows = dataset.rows(arguments.dataset_loc)
     texts = [classifier.text_of(row) for row in rows]
     if any(contender.engine and contender.engine.checkpoint == padded_folder for contender in chosen):
         padded.write(engine, texts, padded_folder)
@@ -101,10 +98,7 @@ def _engine(arguments: argparse.Namespace) -> limit.Engine:
     folder = arguments.checkpoint.resolve()
     if arguments.engine:
         return limit.Engine(folder, arguments.engine, arguments.precision, arguments.file)
-    report = checkpoint.read(folder).read_engines()
-    if report is None:
-        raise SystemExit(f"{str(folder)!r} has no engine report: optimise the run, or give --engine")
-    return limit.Engine(folder, report.engine, report.precision, report.file)
+    return limit.Engine.chosen(folder)
 
 
 def _chosen(
@@ -120,11 +114,6 @@ def _chosen(
     for title, why in skipped.items():
         print(f"left out: {title} ({why})", flush=True)
     return [contender for contender in wanted if not contender.missing], skipped
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: row[name] or "" for name in TEXT_FIELDS} for row in csv.DictReader(file)]
 
 
 def _rotated(chosen: Sequence[contenders.Contender], number: int, rounds: int) -> list[contenders.Contender | None]:

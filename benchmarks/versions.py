@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dataset
 import environment
 import load
 import measurement
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, _checkout(arguments.before) as before:
         folder = Path(scratch)
-        bodies = _bodies(arguments.dataset_loc, folder / "bodies")
+        bodies = dataset.write_bodies(dataset.rows(arguments.dataset_loc)[:ROWS], folder / "bodies")
         served = _served(arguments, folder)
         with (
             service.running(folder / "before", *served, checkout=before) as old,
@@ -109,13 +109,6 @@ def _compared(rounds: dict[str, list[dict[str, float]]], figure: str) -> dict[st
     values = {name: [found[figure] for found in each] for name, each in rounds.items()}
     ratios = [after / before for before, after in zip(values["before"], values["after"], strict=True)]
     return {"ratio": summary.spread([round(ratio, 3) for ratio in ratios]), **values}
-
-
-def _bodies(dataset_loc: Path, path: Path) -> Path:
-    with dataset_loc.open(encoding="utf-8", newline="") as file:
-        rows = [{name: row[name] or "" for name in ("title", "description")} for row in csv.DictReader(file)][:ROWS]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @contextlib.contextmanager

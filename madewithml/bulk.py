@@ -218,4 +218,4 @@ def _scored(
 def _cause(err: BaseException) -> str:
     """The error that a worker began with: Ray's message is a traceback, the innermost cause first, and advice."""
     first = re.search(r"^[A-Za-z_][\w.]*: (\S.*)$", str(err), re.MULTILINE)
-    return first[1] if first else " ".join(str(err).split()) or type(err).__name__
+    return first[1] if first else errors.in_one_line(err)

@@ -49,7 +49,7 @@ def start(*, num_cpus: int | None = None) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as err:
         # Ray has no class for it: a node that takes more than half a minute is a bare Exception, as is one that ends.
-        raise errors.StartError(f"Ray did not start: {' '.join(str(err).split())}") from err
+        raise errors.StartError(f"Ray did not start: {errors.in_one_line(err)}") from err
 
 
 @contextmanager

@@ -33,6 +33,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def in_one_line(err: BaseException) -> str:
+    """What another library's exception says, folded to one line; its kind if it says nothing."""
+    return " ".join(str(err).split()) or type(err).__name__
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of what another library's exception says; its kind if it says nothing."""
+    return next(iter(str(err).strip().splitlines()), type(err).__name__)
+
+
 class MadeWithMLError(Exception):
     """Root of the tree.
 

@@ -85,7 +85,7 @@ def export(source: checkpoint.Checkpoint, target: Path, *, may_be_ragged: bool =
                 dynamo=False,
             )
     except Exception as err:  # torch raises many kinds, some bare
-        raise errors.InputError(f"the model cannot be exported to ONNX: {str(err).splitlines()[0]}") from err
+        raise errors.InputError(f"the model cannot be exported to ONNX: {errors.first_line(err)}") from err
 
 
 def to_openvino(graph: Path, target: Path) -> None:

@@ -92,7 +92,7 @@ def read(path: Path) -> tuple[Key, ...]:
     except OSError as err:
         raise errors.UsageError(f"cannot read the keys in {path}: {err.strerror}") from err
     except (ValueError, TypeError, KeyError) as err:  # pydantic's and JSON's errors are ValueErrors
-        msg = f"{path} is no file of keys: {str(err).splitlines()[0]}. Make one with: madewithml keys create NAME"
+        msg = f"{path} is no file of keys: {errors.first_line(err)}. Make one with: madewithml keys create NAME"
         raise errors.UsageError(msg) from err
 
 

@@ -114,7 +114,7 @@ def _loaded(kind: Any, folder: Path, **options: Any) -> Any:
         msg = f"{str(folder)!r} cannot be loaded as a classifier: its .bin holds more than weights; use safetensors"
         raise errors.InputError(msg) from err
     except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as err:
-        msg = f"{str(folder)!r} cannot be loaded as a classifier: {str(err).splitlines()[0]}"
+        msg = f"{str(folder)!r} cannot be loaded as a classifier: {errors.first_line(err)}"
         raise errors.InputError(msg) from err
 
 
@@ -168,7 +168,7 @@ def save_tokenizer(source: Path, target: Path) -> None:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
     except (OSError, ValueError, KeyError, ImportError) as err:
-        raise errors.InputError(f"no tokenizer can be loaded from {str(source)!r}: {str(err).splitlines()[0]}") from err
+        raise errors.InputError(f"no tokenizer can be loaded from {str(source)!r}: {errors.first_line(err)}") from err
     if not tokenizer.is_fast:
         raise errors.InputError(f"the tokenizer in {str(source)!r} has no fast form (tokenizer.json)")
     tokenizer.save_pretrained(target)

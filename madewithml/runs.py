@@ -248,7 +248,7 @@ class Store:
             with _fluent(self.settings.mlflow_uri):  # a client looks `models:/ID` up in the global store
                 return self._point_alias(model, run_id, name=name, alias=alias)
         except mlflow.exceptions.MlflowException as err:
-            msg = f"cannot register a model {name!r} with the alias {alias!r}: {str(err).splitlines()[0]}"
+            msg = f"cannot register a model {name!r} with the alias {alias!r}: {errors.first_line(err)}"
             raise errors.UsageError(msg) from err
 
     def _point_alias(self, model: mlflow.entities.LoggedModel, run_id: str, *, name: str, alias: str) -> str:
@@ -326,9 +326,7 @@ def connect(settings: config.Settings) -> Store:
         client = mlflow.MlflowClient(settings.mlflow_uri)
         client.search_experiments(max_results=1)
     except Exception as err:  # MLflow lets SQLAlchemy's, requests' and its own errors through
-        msg = (
-            f"MLflow at {settings.mlflow_uri} cannot be reached: {str(err).splitlines()[0]}. Check MLFLOW_TRACKING_URI."
-        )
+        msg = f"MLflow at {settings.mlflow_uri} cannot be reached: {errors.first_line(err)}. Check MLFLOW_TRACKING_URI."
         raise errors.NotFoundError(msg) from err
     return Store(client, settings)
 

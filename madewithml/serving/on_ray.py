@@ -235,7 +235,7 @@ def _wait_for_proxies(started: futures.Future[Any]) -> None:
     try:
         started.result()
     except (TimeoutError, ray.exceptions.RayError) as err:
-        raise errors.StartError(f"Ray Serve's proxies did not come up: {' '.join(str(err).split())}") from err
+        raise errors.StartError(f"Ray Serve's proxies did not come up: {errors.in_one_line(err)}") from err
 
 
 def _reason(told: Sequence[str]) -> str:
