@@ -6,7 +6,8 @@ Two kinds of load look the same for a moment. When a replica is lost or replaced
 can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A flood, several times what the engine can
 do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a tenth of a
 second at most, and the rest is refused in microseconds. A flood shows in what came within the last second, refused
-calls included; by then it has filled the queue, and what it brought that would wait longer is refused too (`Batcher`).
+calls included; by then it has filled the queue, and what it brought since the queue was last short is refused too, if
+it would wait longer (`Batcher`).
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from madewithml import errors
 
 WINDOW_S = 1.0
 # Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
-# comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
-# what the lost one had on its way comes all at once.
-FLOOD = 8.0
+# comes for seconds, the replica that starts on the same cores makes everything take longer, and what the lost one had
+# on its way comes all at once: three times as much as can be done.
+FLOOD = 6.0
+# A flood is seen a second or two after it began, as what was measured of the engine before it lags behind.
+SEEN_AFTER_S = 3.0
 # A queue that was never short for so long does not pass either: the same holds for it.
 STANDING_S = 60.0
 FLOOD_WAIT_S = 0.1
 # Nor is it a flood what comes in the first moments of a replica: it is what waited for one to come.
 START_S = 10.0
-# So few rows are no flood, however long one takes.
-FLOOD_ROWS = 16
+# So few rows are no flood, however long one takes; they keep an engine busy until more are let in.
+FLOOD_ROWS = 8
 # Nor does a minute make one of so few: some callers who wait for each answer cannot make more.
 STANDING_ROWS = 32
 # Of one call's rows these count, at most: a long list takes its turns little by little, and is one caller's.
@@ -53,6 +56,12 @@ class Admission:
         self._usual = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
         self.flooded = False
+
+    @property
+    def flood_since(self) -> float:
+        """From when on calls may have been brought by a flood that is seen now, by the monotonic clock."""
+        now = time.monotonic()
+        return min(now - WINDOW_S, max(now - SEEN_AFTER_S, self._short))
 
     def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float, offered: float | None = None) -> None:
         """Let a call in, or not.

@@ -56,7 +56,7 @@ def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     flooded = after_its_start(make(), clock)
     for _ in range(1500):
         clock.now += 0.001
-        flooded.check(1, seconds=0.01, waiting=12, wait_s=0.12)
+        flooded.check(1, seconds=0.01, waiting=admission.FLOOD_ROWS, wait_s=0.12)
     with pytest.raises(errors.OverloadedError, match=re.escape(f"at most {admission.FLOOD_WAIT_S:g} s")):
         flooded.check(1, seconds=0.01, waiting=33, wait_s=0.33)
     assert flooded.flooded
@@ -87,6 +87,18 @@ def test_a_flood_that_has_passed_is_forgotten(clock):
     past.check(1, seconds=0.01, waiting=30, wait_s=0.3)
 
 
+@pytest.mark.parametrize(
+    ("short_before_s", "since_s"), [(0.3, admission.WINDOW_S), (2.0, 2.0), (40.0, admission.SEEN_AFTER_S)]
+)
+def test_a_flood_brought_what_came_since_the_queue_was_short(clock, short_before_s, since_s):
+    """At least what showed it, and no more than it may have brought: what came long before has waited long enough."""
+    brought = make()
+    brought.check(1, seconds=0.01, waiting=1, wait_s=0.01)
+    clock.now += short_before_s
+    brought.check(1, seconds=0.01, waiting=90, wait_s=0.9)
+    assert clock.now - brought.flood_since == pytest.approx(since_s)
+
+
 def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_short(clock):
     """Half again as much as can be computed, and no end of it."""
     standing = make(max_queue_rows=10_000, max_queue_s=30)
@@ -112,7 +124,7 @@ def test_a_flood_that_was_refused_on_the_way_is_one_all_the_same(clock):
     behind = after_its_start(make(), clock)
     for _ in range(60):
         clock.now += 1 / 30
-        behind.check(1, seconds=0.01, waiting=12, wait_s=0.12, offered=1000)
+        behind.check(1, seconds=0.01, waiting=admission.FLOOD_ROWS, wait_s=0.12, offered=1000)
     with pytest.raises(errors.OverloadedError):
         behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=1000)
     behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=100)
