@@ -31,6 +31,10 @@ RAYLET = {
 LOOK_EVERY_S = 1.0
 # A spare that was taken is a replica that starts because another was lost: the cores have better to do for a while.
 REPLACED_AFTER_S = 15.0
+# Where the cores of this machine are as busy as that, a spare's imports would take time that calls wait for. It waits
+# for a better moment, but not for ever: a lost replica would come back late.
+BUSY_PERCENT = 90.0
+PATIENCE_S = 120.0
 CALL_TIMEOUT_S = 5.0
 KEPT_S = 10 * 365 * 86_400  # a spare waits for as long as the service runs
 IDLE_TITLE = "ray::IDLE"
@@ -81,13 +85,15 @@ class Spares:
     def _keep(self) -> None:
         raylet, before, due = _raylet(), 0, time.monotonic()
         while True:
+            busy = _busy()
             lines = _command_lines(raylet)
             starting = sum(map(is_starting, lines))
             present = starting + sum(map(is_idle, lines))
             if present < before:
                 due = time.monotonic() + REPLACED_AFTER_S
             before = present
-            if present < self._count and not starting and time.monotonic() >= due:
+            wanted = present < self._count and not starting
+            if wanted and time.monotonic() >= due + (PATIENCE_S if busy else 0.0):
                 with self._may_start:
                     self._guarded(lambda: prestart(1))  # one at a time: calls keep the other core
             if self._ended.wait(LOOK_EVERY_S):
@@ -125,6 +131,11 @@ def is_idle(command_line: Sequence[str]) -> bool:
 def is_starting(command_line: Sequence[str]) -> bool:
     """Whether a child of the raylet is about to be one: it still imports."""
     return any(part.endswith(STARTING) for part in command_line)
+
+
+def _busy() -> bool:
+    """Whether the cores had next to no time to spare since the last look."""
+    return psutil.cpu_percent() > BUSY_PERCENT
 
 
 def _raylet() -> psutil.Process:

@@ -51,6 +51,23 @@ def test_none_are_asked_for_where_none_are_wanted(monkeypatch):
     assert asked == []
 
 
+@pytest.mark.parametrize(("patience_s", "in_the_end"), [(60.0, 0), (0.05, 1)])
+def test_none_starts_while_the_cores_are_busy_unless_that_does_not_end(monkeypatch, patience_s, in_the_end):
+    looks, started = [], []
+    monkeypatch.setattr(spares, "prestart", started.append)
+    monkeypatch.setattr(spares, "_raylet", lambda: None)
+    monkeypatch.setattr(spares, "_command_lines", lambda _raylet: looks.append(1) or [["ray::IDLE"]] * len(started))
+    monkeypatch.setattr(spares, "_busy", lambda: True)
+    monkeypatch.setattr(spares, "LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(spares, "PATIENCE_S", patience_s)
+    kept = spares.Spares(1)
+    kept.start()
+    running.until(lambda: len(looks) > 50 and len(started) == in_the_end, what="looks")
+    monkeypatch.setattr(spares, "_busy", lambda: False)
+    running.until(lambda: started == [1], what="a spare, once the cores have time")
+    kept.stop()
+
+
 def test_they_start_one_at_a_time(monkeypatch):
     """Each import takes a core, and calls need the other."""
     started, together, importing = [], [], ["python", "default_worker.py"]
@@ -67,6 +84,7 @@ def test_they_start_one_at_a_time(monkeypatch):
     monkeypatch.setattr(spares, "prestart", start)
     monkeypatch.setattr(spares, "_raylet", lambda: None)
     monkeypatch.setattr(spares, "_command_lines", look)
+    monkeypatch.setattr(spares, "_busy", lambda: False)
     monkeypatch.setattr(spares, "LOOK_EVERY_S", 0.001)
     kept = spares.Spares(3)
     kept.start()
