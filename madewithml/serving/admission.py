@@ -18,9 +18,9 @@ from madewithml import errors
 
 WINDOW_S = 1.0
 # Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
-# comes for seconds, the replica that starts on the same cores makes everything take longer, and what the lost one had
-# on its way comes all at once: three times as much as can be done.
-FLOOD = 6.0
+# comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
+# what the lost one had on its way comes all at once.
+FLOOD = 8.0
 # A flood is seen a second or two after it began, as what was measured of the engine before it lags behind.
 SEEN_AFTER_S = 3.0
 # A queue that was never short for so long does not pass either: the same holds for it.
@@ -28,8 +28,8 @@ STANDING_S = 60.0
 FLOOD_WAIT_S = 0.1
 # Nor is it a flood what comes in the first moments of a replica: it is what waited for one to come.
 START_S = 10.0
-# So few rows are no flood, however long one takes; they keep an engine busy until more are let in.
-FLOOD_ROWS = 8
+# So few rows are no flood, however long one takes.
+FLOOD_ROWS = 16
 # Nor does a minute make one of so few: some callers who wait for each answer cannot make more.
 STANDING_ROWS = 32
 # Of one call's rows these count, at most: a long list takes its turns little by little, and is one caller's.
