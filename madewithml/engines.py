@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 Logits = npt.NDArray[np.float32]
 NAMES = ("auto", "torch", "onnxruntime", "openvino")
 PADDED_INPUTS = ("input_ids", "attention_mask")
-LENGTH_STEP = 8
 # Of each precision what OpenVINO calls that of the computation, and how many channels share a scale when activations
 # are rounded to int8; 0 where they are not.
 OPENVINO_PRECISIONS = {
@@ -184,7 +183,7 @@ class OpenVinoEngine:
         with lengths in steps of eight, at the same speed.
         """
         rows, length = values.shape
-        width = min(-(-length // LENGTH_STEP) * LENGTH_STEP, max(length, self._max_length))
+        width = min(ragged.stepped(length), max(length, self._max_length))
         if width == length:
             return values
         wide = np.zeros((rows, width), dtype=np.int64)

@@ -48,11 +48,11 @@ def lay_out(
         the tokens of each row; `mask` [n, width].
     """
     lengths = mask.sum(axis=1)
-    width, count = _stepped(int(lengths.max(initial=1))), int(lengths.sum())
+    width, count = stepped(int(lengths.max(initial=1))), int(lengths.sum())
     starts = np.cumsum(lengths) - lengths  # of each row among the tokens
     filled = np.arange(count) - np.repeat(starts, lengths)
     at, lines = _side_by_side(lengths.tolist(), width)
-    ragged = np.zeros((3, _stepped(count)), dtype=np.int64)
+    ragged = np.zeros((3, stepped(count)), dtype=np.int64)
     ragged[0, :count] = ids[mask != 0]
     ragged[1, :count] = filled
     places = ragged[2, :count]
@@ -69,7 +69,8 @@ def lay_out(
     return {name: value for name, value in zip(INPUTS, values, strict=True) if name in inputs}
 
 
-def _stepped(count: int) -> int:
+def stepped(count: int) -> int:
+    """The next multiple of `STEP`."""
     return -(-count // STEP) * STEP
 
 

@@ -177,7 +177,8 @@ class Batcher:
         Those that came last stay: they will be answered soon after they came, and the first cannot be any more. So do
         those that the engine has: they cost nothing more.
         """
-        since, late_s = self._admission.flood_since, 0.0
+        since = self._admission.flood_since
+        late_s = 0.0
         brought = (call for call in self._calls if call.since > since and call.waits)
         for call in sorted(brought, key=lambda call: call.since, reverse=True):
             late_s += self._seconds([len(waiting.row.ids) for waiting in call.rows])

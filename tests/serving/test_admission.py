@@ -56,7 +56,7 @@ def test_in_a_flood_a_call_may_wait_a_moment_only(clock):
     flooded = after_its_start(make(), clock)
     for _ in range(1500):
         clock.now += 0.001
-        flooded.check(1, seconds=0.01, waiting=admission.FLOOD_ROWS, wait_s=0.12)
+        flooded.check(1, seconds=0.01, waiting=12, wait_s=0.12)
     with pytest.raises(errors.OverloadedError, match=re.escape(f"at most {admission.FLOOD_WAIT_S:g} s")):
         flooded.check(1, seconds=0.01, waiting=33, wait_s=0.33)
     assert flooded.flooded
@@ -124,7 +124,7 @@ def test_a_flood_that_was_refused_on_the_way_is_one_all_the_same(clock):
     behind = after_its_start(make(), clock)
     for _ in range(60):
         clock.now += 1 / 30
-        behind.check(1, seconds=0.01, waiting=admission.FLOOD_ROWS, wait_s=0.12, offered=1000)
+        behind.check(1, seconds=0.01, waiting=12, wait_s=0.12, offered=1000)
     with pytest.raises(errors.OverloadedError):
         behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=1000)
     behind.check(1, seconds=0.01, waiting=60, wait_s=0.6, offered=100)
