@@ -152,7 +152,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         tokens = sum(len(row.ids) for row in rows)
         step_s = PACE * self._token_seconds * max(1, tokens) / len(rows)
-        call = calls.Call(time.monotonic() + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
+        now = time.monotonic()
+        call = calls.Call(now, now + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
         call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
         self._calls.add(call)
         if len(rows) > 1:

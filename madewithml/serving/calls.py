@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,13 +24,13 @@ class Row(Protocol):
 class Call:
     """One call's rows on their way: the answers that are there, and who waits for them."""
 
+    since: float  # this and the deadline by the monotonic clock
     deadline: float
     departure: Departure | None
     answers: list[Answer | None]
     missing: int
     tokens: int
     step_s: float  # its rows take their turns this far apart
-    since: float = field(default_factory=time.monotonic)
     rows: list[Waiting] = field(default_factory=list)
     done: asyncio.Future[list[Answer]] = field(default_factory=asyncio.Future)
     timer: asyncio.TimerHandle | None = None

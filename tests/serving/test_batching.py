@@ -7,7 +7,7 @@ import time
 import pytest
 
 from madewithml import engine_report, errors
-from madewithml.serving import batching
+from madewithml.serving import admission, batching
 from madewithml.tokenization import Tokens
 
 
@@ -401,7 +401,16 @@ class TestAStuckEngine:
         assert asyncio.run(scenario()) is False
 
 
-async def flooded(*, after_s=0.0):
+class Clock:
+    """Stands still, so that a slow machine makes no difference, until a test sets it forward."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+async def flooded(clock, *, after_s=0.0):
     """A call that the engine is busy with and, so much later, two thousand at once.
 
     Returns:
@@ -410,7 +419,7 @@ async def flooded(*, after_s=0.0):
     engine = Engine(held=True)
     batcher = make(engine, max_queue_rows=5000)
     first = await occupy(batcher, engine)
-    await asyncio.sleep(after_s)
+    clock.now += after_s
     flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
     await until(lambda: any(call.done() for call in flood))
     waiting = batcher.waiting
@@ -419,14 +428,18 @@ async def flooded(*, after_s=0.0):
 
 
 class TestFlood:
-    @pytest.fixture(autouse=True)
-    def _from_the_start(self, monkeypatch):
-        monkeypatch.setattr(batching.admission, "START_S", 0.0)
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        clock = Clock()
+        for module in (admission, batching):
+            monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(admission, "START_S", -1.0)
+        return clock
 
-    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self):
+    def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, clock):
         """Rows of 50 tokens, 5 ms: 20 are a tenth of a second. The one that came before the flood keeps its place."""
 
-        waiting, (first, *answers) = asyncio.run(flooded(after_s=batching.admission.WINDOW_S))
+        waiting, (first, *answers) = asyncio.run(flooded(clock, after_s=2 * admission.WINDOW_S))
         refused = [answer for answer in answers if isinstance(answer, errors.OverloadedError)]
         assert first == [{"ids": [99]}]
         assert waiting <= 60
@@ -435,8 +448,8 @@ class TestFlood:
         shed = [number for number, answer in enumerate(answers) if isinstance(answer, errors.OverloadedError)]
         assert min(kept) > min(shed), "of what waits, those that came last are answered: they will not wait long"
 
-    def test_what_the_engine_has_is_answered_however_long_it_takes(self):
+    def test_what_the_engine_has_is_answered_however_long_it_takes(self, clock):
         """Brought by the flood, too, and its first: but it is on its way out, and its work would be lost."""
-        _, (first, *answers) = asyncio.run(flooded())
+        _, (first, *answers) = asyncio.run(flooded(clock))
         assert first == [{"ids": [99]}]
         assert any(isinstance(answer, errors.OverloadedError) for answer in answers)

@@ -14,6 +14,7 @@ def make(*, max_batch_size=10, budget_tokens=10_000, overhead_tokens=10_000.0, p
 
 def call_of(rows, *, step_s=0.0):
     return calls.Call(
+        since=0.0,
         deadline=0.0,
         departure=None,
         answers=[None] * len(rows),
