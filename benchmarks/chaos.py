@@ -39,6 +39,10 @@ LONG_TEXT = "deep layers " * 5000  # beyond HAProxy's ordinary buffers
 CONNECTIONS = 32
 DISK_MB = 4096
 CAPACITY_S = 6
+# Where the machine itself slows down so much during a fault, the load was not 70 % of what it can do, and latencies say
+# nothing. Such a fault is done again, so often at most; what came of it before is written down too.
+SLOWED = 0.8
+ATTEMPTS = 3
 
 
 def main() -> None:
@@ -124,14 +128,29 @@ def _run(scene: Scene, only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
         if chosen:
             with scene.service(replicas=replicas) as service:
                 for fault in chosen:
-                    # Anew each time: what a shared machine can do is another figure a quarter of an hour later.
-                    loaded = at_capacity(scene, service)
-                    print(f"== {replicas} replicas answer {loaded.capacity:.0f} calls a second", flush=True)
-                    yield fault.__name__, _done(fault, loaded, service)
+                    yield fault.__name__, _settled(fault, scene, service)
+
+
+def _settled(fault: faults.Fault, scene: Scene, service: Service) -> dict[str, Any]:
+    """What came of a fault, on a machine that was the same before and after it where one was to be had."""
+    set_aside: list[dict[str, Any]] = []
+    loaded = at_capacity(scene, service)  # anew each time: a shared machine is another one a quarter of an hour later
+    while True:
+        outcome = _done(fault, loaded, service)
+        late_alone = outcome["broken"] and not outcome["lost"]
+        if not late_alone or len(set_aside) == ATTEMPTS - 1 or not service.answers():
+            break
+        before, loaded = loaded.capacity, at_capacity(scene, service)
+        if loaded.capacity >= SLOWED * before:
+            break
+        print(f"the machine went from {before:.0f} to {loaded.capacity:.0f} calls a second: once more", flush=True)
+        aside = {name: outcome[name] for name in ("broken", "measured")}
+        set_aside.append(aside | {"capacity_before": round(before, 1), "capacity_after": round(loaded.capacity, 1)})
+    return outcome | {"set_aside": set_aside}
 
 
 def _done(fault: faults.Fault, scene: Scene, service: Service) -> dict[str, Any]:
-    print(f"== {fault.__name__}: {fault.__doc__}", flush=True)
+    print(f"== {fault.__name__}, at {scene.rate:.0f} calls a second: {fault.__doc__}", flush=True)
     try:
         finding = fault(scene, service)
     except (TimeoutError, RuntimeError, psutil.Error) as err:
@@ -163,7 +182,7 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> tables.Table:
         [
             each["fault"],
             each["bar"],
-            "; ".join(each["broken"]) or "held",
+            ("; ".join(each["broken"]) or "held") + "*" * len(each["set_aside"]),
             str(each["measured"].get("calls", "-")),
             str(each["measured"].get("outcomes", each["measured"].get("statuses", "-"))),
         ]
@@ -176,7 +195,9 @@ def _page(document: Mapping[str, Any], table: tables.Table) -> str:
     where, result = document["environment"], document["result"]
     machine = f"{where['processor']}, {where['cores']} cores, {where['memory_gib']} GiB, Python {where['python']}"
     details = [
-        f"- {name}: {json.dumps(each['measured'])}" + (f"; left out: {each['left_out']}" if each["left_out"] else "")
+        f"- {name}: {json.dumps(each['measured'])}"
+        + (f"; left out: {each['left_out']}" if each["left_out"] else "")
+        + "".join(f"; * set aside: {json.dumps(aside)}" for aside in each["set_aside"])
         for name, each in result["faults"].items()
     ]
     parts = [
@@ -184,7 +205,8 @@ def _page(document: Mapping[str, Any], table: tables.Table) -> str:
         f"`{document['command']}`\n",
         f"{machine}. Load from another process, at a fixed rate, every answer's probabilities compared with those of "
         "the run that it names; 70 % of what the service answered at its most just before, unless the fault says "
-        "otherwise.\n",
+        f"otherwise. A star is a try that was set aside, since afterwards the machine did less than {SLOWED:.0%} of what "
+        "it had done before.\n",
         tables.markdown(table),
         "## What was seen\n",
         "\n".join(details) + "\n",

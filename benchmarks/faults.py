@@ -42,12 +42,14 @@ class Finding:
         measured: What was seen.
         broken: Which parts of the bar did not hold, in words.
         left_out: A part that could not be done here, and why.
+        lost: Calls that failed.
     """
 
     bar: str
     measured: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     left_out: str | None = None
+    lost: int = 0
 
     def require(self, holds: object, what: str) -> None:
         """Note what did not hold."""
@@ -57,6 +59,7 @@ class Finding:
     def take(self, load: Load) -> None:
         """Note what the callers saw; any call that failed is a fault."""
         self.measured.update(load.report())
+        self.lost += load.failed
         self.require(load.failed == 0, f"{load.failed} of {len(load.answers)} calls failed: {load.outcomes}")
         self.require(len(load.answers) > 0, "there were no calls")
 

@@ -128,6 +128,8 @@ def predict_file(
     found.verify()
     predict.policy_of(found, threshold=threshold)
     fields = found.metadata.text_fields
+    if data.file_format(dataset_loc) != "parquet":  # what is wrong with it is said before anything is started
+        data.require_columns(data.first_rows(dataset_loc, count=BLOCK_ROWS).columns, fields, location=dataset_loc)
     workers = num_workers or host.available_cores()
     partial = target.with_name(f".{target.name}.partial")
     with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:
@@ -161,14 +163,14 @@ def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and execution, at a level of its own
     kind = data.file_format(location)
     try:
-        dataset = ray.data.read_parquet(location) if kind == "parquet" else _read_text(location, kind)
+        if kind != "parquet":
+            return _read_text(location, kind)
+        dataset = ray.data.read_parquet(location)
         schema = dataset.schema()
     except FileNotFoundError as err:
         raise errors.InputError(f"no file {location!r}: check --dataset-loc") from err
     except Exception as err:  # Ray wraps whatever pyarrow says in errors of its own
         raise errors.InputError(f"{location!r} cannot be read as {kind}: {_cause(err)}") from err
-    if schema is None:
-        raise errors.InputError(f"{location!r} has no rows")
     data.require_columns(schema.names, fields, location=location)
     return dataset
 

@@ -8,10 +8,11 @@ be used (rows without text or label, duplicates) and says how many; `split` assi
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +87,23 @@ def read_table(location: str) -> pd.DataFrame:
     Raises:
         InputError: The file is missing, empty, not UTF-8 or not in its format.
     """
+    return _checked(location, _read)
+
+
+def first_rows(location: str, *, count: int) -> pd.DataFrame:
+    """The first rows of a CSV or JSON Lines file, as `read_table` would read them, to see that it can be read.
+
+    Raises:
+        InputError: As `read_table`, as far as those rows show it.
+    """
+    return _checked(location, functools.partial(_read_first, count=count))
+
+
+def _checked(location: str, read: Callable[[str, str], pd.DataFrame]) -> pd.DataFrame:
+    """What `read` makes of a file of its kind, with an error for a person if that is nothing."""
     kind = file_format(location)
     try:
-        table = _read(location, kind)
+        table = read(location, kind)
     except FileNotFoundError as err:
         msg = f"no file {location!r}: check --dataset-loc (paths are relative to the current folder)"
         raise errors.InputError(msg) from err
@@ -108,6 +123,12 @@ def _read(location: str, kind: str) -> pd.DataFrame:
     if kind == "csv":
         return require_one_cell_a_column(read_csv(location))
     return as_text(read_json_lines(location) if kind == "jsonl" else pd.read_parquet(location))
+
+
+def _read_first(location: str, kind: str, *, count: int) -> pd.DataFrame:
+    read, shape = (read_csv, require_one_cell_a_column) if kind == "csv" else (read_json_lines, as_text)
+    with read(location, chunksize=count) as tables:
+        return shape(next(iter(tables), pd.DataFrame()))
 
 
 def read_csv(source: Any, *, chunksize: int | None = None) -> Any:

@@ -19,9 +19,11 @@ from madewithml import tokenization
 
 # The names of the graph's inputs, in the order in which the module takes them.
 INPUTS = ("ids", "positions", "places", "occupants", "owners", "rows", "mask")
-# The tokens and the width are filled up to a multiple of this: engines keep code and memory prepared for each shape
-# they have seen, and there are some sixty times fewer of them.
+# The tokens and the width are filled up in steps: engines keep code and memory prepared for each shape they have seen,
+# of which there are a hundred times fewer then. Steps of this many, doubled as long as a size has more than so many of
+# them: what is filled up is lost in the noise, and is nothing where the processor computes in tiles.
 STEP = 8
+STEPS = 16
 NOBODY = -1
 
 
@@ -42,7 +44,7 @@ def lay_out(
 
     Returns:
         By input name, all int64, for t tokens in all and a rectangle of m lines as wide as the longest row, t and the
-        width rounded up to a multiple of `STEP`: `ids` [t], row after row; `positions` [t], of each token in its row;
+        width rounded up by `stepped`: `ids` [t], row after row; `positions` [t], of each token in its row;
         `places` [t], of each token in the flat rectangle; `occupants` [m, width], which token stands at each place (0
         where none does); `owners` [m, width], the row it belongs to (`NOBODY` where there is none); `rows` [n, width],
         the tokens of each row; `mask` [n, width].
@@ -70,8 +72,11 @@ def lay_out(
 
 
 def stepped(count: int) -> int:
-    """The next multiple of `STEP`."""
-    return -(-count // STEP) * STEP
+    """A size rounded up: to a multiple of 8 as far as 128, of 16 as far as 256, and so on."""
+    step = STEP
+    while STEPS * step < count:
+        step *= 2
+    return -(-count // step) * step
 
 
 def _side_by_side(lengths: Sequence[int], width: int) -> tuple[tokenization.Ints, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from madewithml import errors
+from madewithml import errors, words
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,11 +44,13 @@ class Tokenizer:
         backend: The `tokenizers` object, set to truncate and not to pad.
         pad_id: Id that fills short rows.
         max_length: Tokens that fit the model, special tokens included.
+        known: Words that it has met; None if a word of it depends on its neighbours.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     max_length: int
+    known: words.Words | None = None
 
     @classmethod
     def from_file(cls, path: Path, *, max_length: int, pad_id: int) -> Tokenizer:
@@ -68,7 +70,7 @@ class Tokenizer:
             raise errors.CheckpointError(f"{str(path)!r} is not a tokenizer file: {err}") from err
         backend.no_padding()
         backend.enable_truncation(max_length)
-        return cls(backend, pad_id, max_length)
+        return cls(backend, pad_id, max_length, words.Words.of(backend))
 
     @property
     def prefix(self) -> int:
@@ -77,6 +79,23 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenise texts; each one alone, so that a text's ids never depend on its neighbours."""
+        by_words = [self._by_words(text) for text in texts]
+        others = [text for text, tokens in zip(texts, by_words, strict=True) if tokens is None]
+        rest = iter(self._by_backend(others) if others else [])
+        return [tokens or next(rest) for tokens in by_words]
+
+    def _by_words(self, text: str) -> Tokens | None:
+        """A text word by word; None if it is too long for that, or no such text."""
+        if self.known is None or len(text) > self.prefix:
+            return None
+        ids = self.known.ids(text)
+        if ids is None:
+            return None
+        head, tail = self.known.head, self.known.tail
+        room = self.max_length - len(head) - len(tail)
+        return Tokens([*head, *ids[:room], *tail], truncated=len(ids) > room)
+
+    def _by_backend(self, texts: Sequence[str]) -> list[Tokens]:
         encodings = self.backend.encode_batch_fast([self._beginning(text) for text in texts])
         return [
             Tokens(encoding.ids, truncated=bool(encoding.overflowing))

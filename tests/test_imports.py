@@ -46,7 +46,7 @@ ROWS = [
     ["metrics", "selective", "risk_control", "calibration", "rounding"],
     ["checkpoint", "ragged"],
     ["data", "models", "encoders", "tokenization", "texts"],
-    ["engine_report"],
+    ["engine_report", "words"],
     ["cluster", "progress", "config", "tables", "host", "ports"],
     ["keys"],
     ["client"],

@@ -59,6 +59,13 @@ def test_shapes_come_in_steps() -> None:
     assert sorted(shape[0] for shape in shapes) == [(ragged.STEP,), (2 * ragged.STEP,), (3 * ragged.STEP,)]
 
 
+def test_large_sizes_come_in_larger_steps_and_never_grow_by_more_than_an_eighth() -> None:
+    assert [ragged.stepped(size) for size in (1, 8, 9, 128, 129, 256, 257)] == [8, 8, 16, 128, 144, 256, 288]
+    sizes = range(1, 5000)
+    assert all(size <= ragged.stepped(size) <= max(size + ragged.STEP - 1, 9 / 8 * size) for size in sizes)
+    assert len({ragged.stepped(size) for size in sizes}) < 64
+
+
 def test_a_graph_is_given_the_inputs_it_has() -> None:
     """One of a single layer has no use for the rectangle."""
     names = {"ids", "positions", "rows", "mask"}

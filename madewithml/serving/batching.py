@@ -24,7 +24,8 @@ from madewithml.serving import admission, calls, interlude, turns
 
 Compute = Callable[[Sequence[Any]], list[calls.Answer]]
 
-# A client is only watched once its call has waited this long: watching costs more than most calls wait.
+# A client is only watched once its call has waited this long: watching costs more than most calls wait. One that sent
+# a list is watched sooner by as many times as it has rows, since it costs that much more to compute them for nobody.
 WATCH_AFTER_S = 1.0
 # Rows of one call take turns as if they came this many times slower than the engine computes.
 PACE = 2.0
@@ -154,7 +155,7 @@ class Batcher:
         step_s = PACE * self._token_seconds * max(1, tokens) / len(rows)
         now = time.monotonic()
         call = calls.Call(now, now + timeout_s, departure, [None] * len(rows), len(rows), tokens, step_s)
-        call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S), self._attend, call)
+        call.timer = loop.call_later(min(timeout_s, WATCH_AFTER_S / len(rows)), self._attend, call)
         self._calls.add(call)
         if len(rows) > 1:
             self._lists.add(call)

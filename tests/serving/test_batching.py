@@ -221,6 +221,29 @@ class TestClientsThatLeave:
 
         assert asyncio.run(scenario()) == [[99], [2]]
 
+    def test_the_more_rows_a_client_sent_the_sooner_it_is_watched(self, monkeypatch):
+        monkeypatch.setattr(batching, "WATCH_AFTER_S", 30.0)
+        watched = []
+
+        def departure_of(name):
+            async def departure():
+                watched.append(name)
+                await asyncio.Event().wait()
+
+            return departure
+
+        async def scenario():
+            engine = Engine(held=True)
+            batcher = make(engine, max_queue_rows=2000)
+            lone = await submit(batcher, row(1), departure=departure_of("lone"))
+            many = await submit(batcher, *[row(2)] * 1000, departure=departure_of("many"))
+            await until(lambda: watched)
+            engine.release()
+            await asyncio.gather(lone, many)
+
+        asyncio.run(scenario())
+        assert watched == ["many"]
+
     def test_a_client_is_not_watched_any_more_once_it_has_its_answer(self):
         watchers = []
 

@@ -1,0 +1,84 @@
+"""Token ids of words that were seen before: nearly all of any text, at an eighth of the tokenizer's own time.
+
+    text -> words (between spaces) -> ids of each, kept or computed -> ids of the text
+
+Only for tokenizers of BERT's kind, which end a word at every space: what is between two spaces becomes the same ids
+whatever stands around it. The tokenizer itself computes them, once for each word that is met.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+# Words in a generation, of which there are two: those that were met of late, and those before them. A word that is not
+# met while a generation fills is forgotten: two megabytes are kept of plain text, eight of whatever is sent.
+GENERATION = 4096
+LONGEST = 24  # characters of a word that is kept
+ANY_WORD = "a"
+
+
+class Words:
+    """The words that were met of late, with their ids.
+
+    Args:
+        backend: The tokenizer; it computes the ids of words that are new.
+        specials: Tokens that mean something else inside a text; a text with one of them is not cut into words.
+
+    Attributes:
+        head: Ids that stand before those of a text.
+        tail: Ids that stand after them.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, specials: Sequence[str]) -> None:
+        self._backend = backend
+        self._specials = tuple(specials)
+        self.head, self.tail = _frame(backend)
+        self._recent: dict[str, list[int]] = {}
+        self._before: dict[str, list[int]] = {}
+
+    @classmethod
+    def of(cls, backend: tokenizers.Tokenizer) -> Words | None:
+        """The words of a tokenizer, none of them met yet; None if a word's ids may depend on its neighbours."""
+        added = backend.get_added_tokens_decoder().values()
+        ends_at_spaces = (
+            isinstance(backend.normalizer, normalizers.BertNormalizer)
+            and isinstance(backend.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+            and isinstance(backend.model, models.WordPiece)
+            # One that is looked for in the normalised text cannot be found in the text as it came.
+            and not any(token.normalized for token in added)
+        )
+        return cls(backend, [token.content for token in added]) if ends_at_spaces else None
+
+    def ids(self, text: str) -> list[int] | None:
+        """Ids of a text, not cut and without those that frame it; None if it holds a special token."""
+        if any(special in text for special in self._specials):
+            return None
+        words = text.split(" ")
+        found = list(map(self._recent.get, words))
+        if None in found:
+            known = self._look_up({word for word, ids in zip(words, found, strict=True) if ids is None})
+            found = [known[word] if ids is None else ids for word, ids in zip(words, found, strict=True)]
+        return list(itertools.chain.from_iterable(found))  # type: ignore[arg-type]  # no None is left
+
+    def _look_up(self, words: set[str]) -> dict[str, list[int]]:
+        """Ids of words that were not met of late; they are kept from now on."""
+        known = {word: self._before[word] for word in words & self._before.keys()}
+        new = list(words - known.keys())
+        if new:
+            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+            known.update((word, encoding.ids) for word, encoding in zip(new, encodings, strict=True))
+        if len(self._recent) >= GENERATION:
+            self._recent, self._before = {}, self._recent
+        self._recent.update((word, ids) for word, ids in known.items() if len(word) <= LONGEST)
+        return known
+
+
+def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts before and after those of a text."""
+    bare, framed = backend.encode(ANY_WORD, add_special_tokens=False).ids, backend.encode(ANY_WORD).ids
+    start = next(start for start in range(len(framed)) if framed[start : start + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]
