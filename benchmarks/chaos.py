@@ -205,8 +205,8 @@ def _page(document: Mapping[str, Any], table: tables.Table) -> str:
         f"`{document['command']}`\n",
         f"{machine}. Load from another process, at a fixed rate, every answer's probabilities compared with those of "
         "the run that it names; 70 % of what the service answered at its most just before, unless the fault says "
-        f"otherwise. A star is a try that was set aside, since afterwards the machine did less than {SLOWED:.0%} of what "
-        "it had done before.\n",
+        "otherwise. A star is a try that was set aside, since afterwards the machine did less than "
+        f"{SLOWED:.0%} of what it had done before.\n",
         tables.markdown(table),
         "## What was seen\n",
         "\n".join(details) + "\n",

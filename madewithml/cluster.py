@@ -17,6 +17,9 @@ QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Ray lowers the priority of its workers; here they are the service itself.
     "RAY_worker_niceness": "0",
+    # By itself it would start a worker for every core at once, most of which nobody needs.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
 }
 
 # Where the dashboard would be. Nothing listens there.

@@ -234,7 +234,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("rows.csv", b"", r"cannot be read as csv: No columns to parse"),
+            ("rows.csv", b"", r"rows\.csv' is empty: expected a header line and rows"),
             (
                 "rows.csv",
                 b"title,description\na,b,c\n",
@@ -243,7 +243,7 @@ class TestErrors:
             (
                 "rows.csv",
                 b"title,description\ncaf\xe9,b\n",
-                r"cannot be read as csv: 'utf-8' codec can't decode byte 0xe9",
+                r"rows\.csv' is not UTF-8 \(byte 0xe9 at position",
             ),
             ("rows.jsonl", b"no json\n", r"cannot be read as jsonl: "),
             ("rows.parquet", b"no parquet", r"cannot be read as parquet: "),
@@ -256,6 +256,14 @@ class TestErrors:
         with pytest.raises(errors.InputError, match=message):
             score(checkpoint_folder, tmp_path / name, tmp_path / "scored.csv")
         assert_left_alone(tmp_path, name)
+
+    def test_a_row_that_cannot_be_read_far_down_leaves_no_file(self, checkpoint_folder, tmp_path):
+        good = "a title,a description\n" * 2 * bulk.BLOCK_ROWS
+        (tmp_path / "rows.csv").write_text(f"title,description\n{good}a,b,c\n", encoding="utf-8")
+
+        with pytest.raises(errors.InputError, match=r"scoring failed: .*Expected 2 fields in line 2050, saw 3"):
+            score(checkpoint_folder, tmp_path / "rows.csv", tmp_path / "scored.csv")
+        assert_left_alone(tmp_path, "rows.csv")
 
     @pytest.mark.parametrize("ending", ["csv", "parquet"])
     def test_a_file_without_rows_is_named(self, ending, checkpoint_folder, tmp_path):

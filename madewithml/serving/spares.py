@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 RAYLET = {
     # What each worker imports before it accepts work.
     "RAY_preload_python_modules": "madewithml.serving.preloaded",
-    # By itself it would start one for every core, most of which nobody needs.
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_worker_prestart": "0",
 }
 LOOK_EVERY_S = 1.0
 # A spare that was taken is a replica that starts because another was lost: the cores have better to do for a while.
