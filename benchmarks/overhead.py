@@ -96,7 +96,7 @@ def _steps(predictor: predict.Predictor, rows: Sequence[Mapping[str, str]]) -> d
     steps = {
         "read and check the body": _median(kitchen.schema.parse, bodies),
         "join the texts": _median(predictor.texts, parsed),
-        "tokenise": _median(lambda text: predictor.tokenizer.encode([text]), texts),
+        **_tokenising(predictor, texts),
         "pad": _median(lambda row: tokenization.pad([row[0].ids], pad_id=0), tokens),
         "decide": _median(lambda _: predictor.decide(logits, [False], predictor.policy), texts),
         "write the answer": _median(lambda _: replies.json(request, document), texts),
@@ -106,6 +106,22 @@ def _steps(predictor: predict.Predictor, rows: Sequence[Mapping[str, str]]) -> d
     )
     steps["the app, without its HTTP server"] = asyncio.run(_median_of_awaits(_caller(kitchen), bodies))
     return steps
+
+
+def _tokenising(predictor: predict.Predictor, texts: Sequence[str]) -> dict[str, float]:
+    """Of one text: by the tokenizer itself, with words that are new, and where all are known."""
+    ours, beginner = predictor.checkpoint.tokenizer(), predictor.checkpoint.tokenizer()
+    alone = dataclasses.replace(ours, known=None)
+    ours.encode(texts)
+    seen = len(texts) * 4 // 5
+    beginner.encode(texts[:seen])
+    return {
+        "tokenise, by the tokenizer alone": _median(lambda text: alone.encode([text]), texts),
+        "tokenise a text that is new, after four fifths of the file": _median(
+            lambda text: beginner.encode([text]), texts[seen:], repetitions=len(texts) - seen
+        ),
+        "tokenise": _median(lambda text: ours.encode([text]), texts),
+    }
 
 
 class _App:
@@ -131,9 +147,9 @@ def _caller(kitchen: service.Service) -> Callable[[bytes], Awaitable[None]]:
     return call
 
 
-def _median(step: Callable[[Any], Any], inputs: Sequence[Any]) -> float:
+def _median(step: Callable[[Any], Any], inputs: Sequence[Any], *, repetitions: int = REPETITIONS) -> float:
     times = []
-    for i in range(REPETITIONS):
+    for i in range(repetitions):
         started = time.perf_counter_ns()
         step(inputs[i % len(inputs)])
         times.append(time.perf_counter_ns() - started)
