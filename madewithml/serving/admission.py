@@ -7,7 +7,7 @@ can do, for seconds: then calls wait, up to `max_queue_s`, and none is lost. A f
 do, does not pass by waiting, nor does a queue that stands for a minute: whoever is let in then waits a tenth of a
 second at most, and the rest is refused in microseconds. A flood shows in what came within the last second, refused
 calls included; by then it has filled the queue, and what it brought since the queue was last short is refused too, if
-it would wait longer (`Batcher`).
+it would wait longer (`Batcher`). Until then the calls that come go in the reverse order: in time for the last of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from madewithml import errors
 WINDOW_S = 1.0
 # Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
 # comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
-# what the lost one had on its way comes all at once: three times was the most that was seen then. Of a flood of ten
-# times only eight or nine show in its first second, as the cores were free when a token's time was measured.
-FLOOD = 6.0
+# what the lost one had on its way comes all at once: with six, some of that was refused on a machine that was slow.
+FLOOD = 8.0
+# What comes as fast as this may be one. Until that is known, the calls that came last go first: in a flood they are
+# those that are answered in time, and if it is none, nobody has lost more than moments.
+SUDDEN = 3.0
+SUDDEN_S = 2.0
 # A flood is seen a second or two after it began, as what was measured of the engine before it lags behind.
 SEEN_AFTER_S = 3.0
 # A queue that was never short for so long does not pass either: the same holds for it.
@@ -56,6 +59,8 @@ class Admission:
         self._first: float | None = None  # when the first call came
         self._usual = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
+        self._sudden: float | None = None  # since when, if ever since then, calls come as fast as in a flood
+        self._newest_first = False
         self.flooded = False
 
     @property
@@ -63,6 +68,17 @@ class Admission:
         """From when on calls may have been brought by a flood that is seen now, by the monotonic clock."""
         now = time.monotonic()
         return min(now - WINDOW_S, max(now - SEEN_AFTER_S, self._short))
+
+    def turn(self, came: float) -> float:
+        """When it is the turn of the call that was let in last: as if it had come at that time.
+
+        Where a flood may have begun, time runs backwards from then on: who came last goes first, but nobody is
+        overtaken who came much before.
+
+        Args:
+            came: When it came, by the monotonic clock.
+        """
+        return 2 * self._sudden - came if self._newest_first and self._sudden is not None else came
 
     def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float, offered: float | None = None) -> None:
         """Let a call in, or not.
@@ -81,10 +97,14 @@ class Admission:
         if self._first is None:
             self._first = now
         if wait_s <= FLOOD_WAIT_S:
-            self._short = now
+            self._short, self._sudden = now, None
         self._usual += 0.05 * (seconds - self._usual)
         comes = max(self._note(seconds), (offered or 0.0) * self._usual)
-        much = comes > FLOOD and now - self._first > START_S
+        begun = now - self._first > START_S
+        if self._sudden is None and comes > SUDDEN and begun and waiting > FLOOD_ROWS:
+            self._sudden = now
+        self._newest_first = self._sudden is not None and now - self._sudden <= SUDDEN_S
+        much = comes > FLOOD and begun
         stands = now - self._short > STANDING_S
         self.flooded = (much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)
         if not waiting:

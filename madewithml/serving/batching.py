@@ -189,7 +189,7 @@ class Batcher:
                 call.fail(errors.OverloadedError(msg, retry_after_s=1.0))
 
     def _queue(self, call: calls.Call, rows: Sequence[calls.Row]) -> None:
-        wake = self._turns.add(call, rows)
+        wake = self._turns.add(call, rows, rank=self._admission.turn(call.since))
         if self._engine is None:
             self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
             self._engine.start()

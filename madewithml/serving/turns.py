@@ -6,8 +6,8 @@ A batch is the row whose turn it is, with those whose turn is next, up to the to
 cheaper. On an engine that pads, it is taken with its neighbours in length instead, for as long as they make it cheaper
 a token: each row more shares the fixed cost of a batch, and may add padding. How much each weighs on this engine was
 measured by `optimize`. Turns go by rank: the time a row came, plus a little for each row of the same call before it, so
-that a call of a thousand rows does not hold up one of a single row. Every batch holds the row of the lowest rank, so
-none starves.
+that a call of a thousand rows does not hold up one of a single row; `admission` has another rank where a flood may be
+coming. Every batch holds the row of the lowest rank, so none starves.
 """
 
 from __future__ import annotations
@@ -64,9 +64,19 @@ class Turns:
         """Whether as much waits as a batch may hold."""
         return self.tokens >= self._curve.budget_tokens or len(self) >= self._max_batch_size
 
-    def add(self, call: calls.Call, rows: Sequence[calls.Row]) -> bool:
-        """Have the rows of a call wait; whether the engine was idle, and is to be told."""
-        rank = time.monotonic()
+    def add(self, call: calls.Call, rows: Sequence[calls.Row], *, rank: float | None = None) -> bool:
+        """Have the rows of a call wait.
+
+        Args:
+            call: The call.
+            rows: Its rows.
+            rank: When it is its turn, as if it had come at that time; None for now.
+
+        Returns:
+            Whether the engine was idle, and is to be told.
+        """
+        now = time.monotonic()
+        rank = now if rank is None else rank
         with self._lock:
             for index, row in enumerate(rows):
                 self._number += 1
@@ -77,7 +87,7 @@ class Turns:
             self.tokens += call.tokens
             if self.busy:
                 return False
-            self.busy_since = rank  # first: nobody may see it busy for as long as it was idle
+            self.busy_since = now  # first: nobody may see it busy for as long as it was idle
             self.busy = True
             return True
 

@@ -112,6 +112,47 @@ def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_s
     standing.check(1, seconds=0.075, waiting=200, wait_s=20)
 
 
+class TestTurns:
+    def turns(self, made, clock, *, calls, every_s=0.0025, waiting=40):
+        """Turns of so many calls, each of 10 ms, less the time at which the first of them came."""
+        began, found = clock.now, []
+        for _ in range(calls):
+            made.check(1, seconds=0.01, waiting=waiting, wait_s=waiting * 0.01)
+            found.append(made.turn(clock.now) - began)
+            clock.now += every_s
+        return found
+
+    def test_calls_go_in_the_order_of_their_coming(self, clock):
+        usual = after_its_start(make(), clock)
+        turns = self.turns(usual, clock, calls=500, every_s=0.005)
+        assert turns == sorted(turns)
+
+    def test_where_a_flood_may_be_coming_the_last_go_first_but_not_before_those_who_waited_long(self, clock):
+        """Four times as much as can be done: seen within a second, and answered newest first for two."""
+        sudden = after_its_start(make(), clock)
+        turns = self.turns(sudden, clock, calls=1600)
+        top = turns.index(max(turns[:400]))
+        mirrored = turns[top : top + int(admission.SUDDEN_S / 0.0025)]
+        assert mirrored == sorted(mirrored, reverse=True)
+        assert min(turns) >= turns[top] - admission.SUDDEN_S - 0.01
+        assert turns[-1] == pytest.approx(1599 * 0.0025), (
+            "not for longer: then it is no flood, and the first have waited"
+        )
+        assert not sudden.flooded
+
+    def test_once_the_queue_was_short_it_may_happen_again(self, clock):
+        again = after_its_start(make(), clock)
+        self.turns(again, clock, calls=1600)
+        self.turns(again, clock, calls=1, waiting=1)
+        turns = self.turns(again, clock, calls=600)
+        assert turns[-1] < turns[0]
+
+    def test_a_few_who_wait_keep_their_order(self, clock):
+        few = after_its_start(make(), clock)
+        turns = self.turns(few, clock, calls=800, waiting=admission.FLOOD_ROWS)
+        assert turns == sorted(turns)
+
+
 def test_what_waited_for_a_replica_is_no_flood_when_it_comes(clock):
     started = make(max_queue_rows=1000, max_queue_s=10)
     for waiting in range(400):

@@ -85,6 +85,15 @@ class TestWhatWaits:
         assert waiting.busy_since > since
 
     @pytest.mark.parametrize("pads", [True, False])
+    def test_a_call_goes_when_it_is_said_to_be_its_turn(self, pads):
+        waiting = make(max_batch_size=1, pads=pads)
+        for rank, length in ((3.0, 30), (1.0, 10), (2.0, 20)):
+            rows = [Tokens([0] * length, truncated=False)]
+            waiting.add(call_of(rows), rows, rank=rank)
+
+        assert batches(waiting) == [[10], [20], [30]]
+
+    @pytest.mark.parametrize("pads", [True, False])
     def test_a_call_that_was_withdrawn_is_not_taken(self, pads):
         waiting = make(pads=pads)
         first, second = add_each(waiting, 3, 4)
