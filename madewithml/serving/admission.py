@@ -17,9 +17,12 @@ import time
 from madewithml import errors
 
 WINDOW_S = 1.0
+# A window has so many parts. What a replica had on its way when it was lost comes to another within one or two of them;
+# a flood goes on, and this many of them at least are full of it.
+PARTS, FULL_PARTS = 4, 3
 # Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
 # comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
-# what the lost one had on its way comes all at once: with six, some of that was refused on a machine that was slow.
+# what the lost one had on its way comes on top: with six, some of that was refused on a machine that was slow.
 FLOOD = 8.0
 # What comes as fast as this may be one. Until that is known, the calls that came last go first: in a flood they are
 # those that are answered in time, and if it is none, nobody has lost more than moments.
@@ -54,8 +57,8 @@ class Admission:
     def __init__(self, *, max_queue_rows: int, max_queue_s: float) -> None:
         self._max_queue_rows = max_queue_rows
         self._max_queue_s = max_queue_s
-        self._window = 0  # number of the present half window
-        self._arrived = [0.0, 0.0]  # seconds of work in the half window before, and in the present one
+        self._part = 0  # number of the present part of a window
+        self._arrived = [0.0] * PARTS  # seconds of work in each of the last parts, the present one among them
         self._first: float | None = None  # when the first call came
         self._usual = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
@@ -99,12 +102,12 @@ class Admission:
         if wait_s <= FLOOD_WAIT_S:
             self._short, self._sudden = now, None
         self._usual += 0.05 * (seconds - self._usual)
-        comes = max(self._note(seconds), (offered or 0.0) * self._usual)
+        comes, offers = self._note(seconds), (offered or 0.0) * self._usual
         begun = now - self._first > START_S
-        if self._sudden is None and comes > SUDDEN and begun and waiting > FLOOD_ROWS:
+        if self._sudden is None and max(comes, offers) > SUDDEN and begun and waiting > FLOOD_ROWS:
             self._sudden = now
         self._newest_first = self._sudden is not None and now - self._sudden <= SUDDEN_S
-        much = comes > FLOOD and begun
+        much = begun and (offers > FLOOD or (comes > FLOOD and self._goes_on()))
         stands = now - self._short > STANDING_S
         self.flooded = (much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)
         if not waiting:
@@ -120,12 +123,17 @@ class Admission:
             raise errors.OverloadedError(msg, retry_after_s=max(wait_s, 1.0))
 
     def _note(self, seconds: float) -> float:
-        """Count a call's work; gives the work that comes in a second, over the last half to whole window."""
-        half = WINDOW_S / 2
-        now = time.monotonic() / half
-        window = int(now)
-        if window != self._window:
-            self._arrived = [self._arrived[1] if window == self._window + 1 else 0.0, 0.0]
-            self._window = window
-        self._arrived[1] += seconds
-        return sum(self._arrived) / ((now - window + 1) * half)
+        """Count a call's work; gives the work that comes in a second, over the last window but for a part of it."""
+        length_s = WINDOW_S / PARTS
+        now = time.monotonic() / length_s
+        part = int(now)
+        if passed := min(part - self._part, PARTS):
+            self._arrived = [*self._arrived[passed:], *[0.0] * passed]
+            self._part = part
+        self._arrived[-1] += seconds
+        return sum(self._arrived) / ((PARTS - 1 + now - part) * length_s)
+
+    def _goes_on(self) -> bool:
+        """Whether about as much as in a flood came all the time, and not in one burst."""
+        full = FLOOD / 2 * WINDOW_S / PARTS
+        return sum(arrived > full for arrived in self._arrived) >= FULL_PARTS

@@ -112,6 +112,15 @@ def test_a_queue_that_stands_for_a_minute_is_treated_like_a_flood_until_it_was_s
     standing.check(1, seconds=0.075, waiting=200, wait_s=20)
 
 
+def test_what_a_lost_replica_had_on_its_way_is_no_flood_however_much_it_is(clock):
+    """Twelve seconds' work within a quarter of a second, on top of what comes always."""
+    lost = after_its_start(make(max_queue_rows=5000, max_queue_s=20), clock)
+    for number in range(1600):
+        clock.now += 0.0002 if 200 <= number < 1400 else 0.005
+        lost.check(1, seconds=0.01, waiting=100, wait_s=10)
+        assert not lost.flooded
+
+
 class TestTurns:
     def turns(self, made, clock, *, calls, every_s=0.0025, waiting=40):
         """Turns of so many calls, each of 10 ms, less the time at which the first of them came."""

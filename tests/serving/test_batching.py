@@ -425,7 +425,7 @@ class TestAStuckEngine:
 
 
 class Clock:
-    """Stands still, so that a slow machine makes no difference, until a test sets it forward."""
+    """Stands still, so that a slow machine makes no difference, unless a test sets it forward."""
 
     now = 1000.0
 
@@ -434,7 +434,7 @@ class Clock:
 
 
 async def flooded(clock, *, after_s=0.0):
-    """A call that the engine is busy with and, so much later, two thousand at once.
+    """A call that the engine is busy with and, so much later, two thousand within a second.
 
     Returns:
         How many rows wait when some are refused; what came of the first call, and of each of the flood.
@@ -443,7 +443,10 @@ async def flooded(clock, *, after_s=0.0):
     batcher = make(engine, max_queue_rows=5000)
     first = await occupy(batcher, engine)
     clock.now += after_s
-    flood = [await submit(batcher, of_length(50, mark)) for mark in range(2000)]
+    flood = []
+    for mark in range(2000):
+        clock.now += 0.0005
+        flood.append(await submit(batcher, of_length(50, mark)))
     await until(lambda: any(call.done() for call in flood))
     waiting = batcher.waiting
     engine.release()
