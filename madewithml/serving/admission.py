@@ -15,18 +15,20 @@ from __future__ import annotations
 import time
 
 from madewithml import errors
+from madewithml.serving import arrivals
 
-WINDOW_S = 1.0
-# A window has so many parts. What a replica had on its way when it was lost comes to another within one or two of them;
-# a flood goes on, and this many of them at least are full of it.
-PARTS, FULL_PARTS = 4, 3
 # Work coming this many times as fast as it can be done is a flood. While a replica is replaced, twice as much as usual
 # comes for seconds, the replica that starts on the same cores makes everything take two or three times as long, and
 # what the lost one had on its way comes on top: with six, some of that was refused on a machine that was slow.
 FLOOD = 8.0
-# What comes as fast as this may be one. Until that is known, the calls that came last go first: in a flood they are
-# those that are answered in time, and if it is none, nobody has lost more than moments.
-SUDDEN = 3.0
+# Far less is one where it came all of a sudden: this many times as fast as it can be done, in so many times as many
+# calls as came before. While a replica is replaced it is twice as many, or half again. Where hardly anything came
+# before, that says nothing.
+OVERLOAD = 2.0
+RISE = 4.0
+BUSY = 0.2  # seconds of work a second
+# Until it is known whether it is one, the calls that came last go first: in a flood they are those that are answered in
+# time, and if it is none, nobody has lost more than moments.
 SUDDEN_S = 2.0
 # A flood is seen a second or two after it began, as what was measured of the engine before it lags behind.
 SEEN_AFTER_S = 3.0
@@ -57,20 +59,20 @@ class Admission:
     def __init__(self, *, max_queue_rows: int, max_queue_s: float) -> None:
         self._max_queue_rows = max_queue_rows
         self._max_queue_s = max_queue_s
-        self._part = 0  # number of the present part of a window
-        self._arrived = [0.0] * PARTS  # seconds of work in each of the last parts, the present one among them
+        self._arrivals = arrivals.Arrivals()
         self._first: float | None = None  # when the first call came
-        self._usual = 0.0  # seconds of work of a call
+        self._call_s = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
         self._sudden: float | None = None  # since when, if ever since then, calls come as fast as in a flood
         self._newest_first = False
+        self._much = False
         self.flooded = False
 
     @property
     def flood_since(self) -> float:
         """From when on calls may have been brought by a flood that is seen now, by the monotonic clock."""
         now = time.monotonic()
-        return min(now - WINDOW_S, max(now - SEEN_AFTER_S, self._short))
+        return min(now - arrivals.WINDOW_S, max(now - SEEN_AFTER_S, self._short))
 
     def turn(self, came: float) -> float:
         """When it is the turn of the call that was let in last: as if it had come at that time.
@@ -99,17 +101,18 @@ class Admission:
         now = time.monotonic()
         if self._first is None:
             self._first = now
-        if wait_s <= FLOOD_WAIT_S:
+        short = wait_s <= FLOOD_WAIT_S
+        if short:
             self._short, self._sudden = now, None
-        self._usual += 0.05 * (seconds - self._usual)
-        comes, offers = self._note(seconds), (offered or 0.0) * self._usual
+        self._call_s += 0.05 * (seconds - self._call_s)
+        self._arrivals.note(seconds, calm=short and not self._much)
         begun = now - self._first > START_S
-        if self._sudden is None and max(comes, offers) > SUDDEN and begun and waiting > FLOOD_ROWS:
+        if self._sudden is None and self._arrivals.most_work > OVERLOAD and begun and waiting > FLOOD_ROWS:
             self._sudden = now
         self._newest_first = self._sudden is not None and now - self._sudden <= SUDDEN_S
-        much = begun and (offers > FLOOD or (comes > FLOOD and self._goes_on()))
+        self._much = begun and self._is_much(offered)
         stands = now - self._short > STANDING_S
-        self.flooded = (much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)
+        self.flooded = (self._much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)
         if not waiting:
             return
         if waiting + rows > self._max_queue_rows:
@@ -122,18 +125,12 @@ class Admission:
             )
             raise errors.OverloadedError(msg, retry_after_s=max(wait_s, 1.0))
 
-    def _note(self, seconds: float) -> float:
-        """Count a call's work; gives the work that comes in a second, over the last window but for a part of it."""
-        length_s = WINDOW_S / PARTS
-        now = time.monotonic() / length_s
-        part = int(now)
-        if passed := min(part - self._part, PARTS):
-            self._arrived = [*self._arrived[passed:], *[0.0] * passed]
-            self._part = part
-        self._arrived[-1] += seconds
-        return sum(self._arrived) / ((PARTS - 1 + now - part) * length_s)
-
-    def _goes_on(self) -> bool:
-        """Whether about as much as in a flood came all the time, and not in one burst."""
-        full = FLOOD / 2 * WINDOW_S / PARTS
-        return sum(arrived > full for arrived in self._arrived) >= FULL_PARTS
+    def _is_much(self, offered: float | None) -> bool:
+        """Whether far more comes than can be done, and goes on."""
+        came = self._arrivals
+        if came.work > FLOOD and came.steady_work > FLOOD / 2:
+            return True
+        calls = max(came.steady_calls, offered or 0.0)
+        comes = max(came.steady_work, calls * self._call_s if offered else 0.0)
+        rises = calls > RISE * came.usual_calls and came.usual_calls * self._call_s > BUSY
+        return comes > (OVERLOAD if rises else FLOOD)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from madewithml import errors
-from madewithml.serving import admission
+from madewithml.serving import admission, arrivals
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(admission, "time", clock)
+    for module in (admission, arrivals):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -83,12 +84,12 @@ def test_a_flood_that_has_passed_is_forgotten(clock):
     for _ in range(1500):
         clock.now += 0.001
         past.check(1, seconds=0.01, waiting=0, wait_s=0)
-    clock.now += 2 * admission.WINDOW_S
+    clock.now += 2 * arrivals.WINDOW_S
     past.check(1, seconds=0.01, waiting=30, wait_s=0.3)
 
 
 @pytest.mark.parametrize(
-    ("short_before_s", "since_s"), [(0.3, admission.WINDOW_S), (2.0, 2.0), (40.0, admission.SEEN_AFTER_S)]
+    ("short_before_s", "since_s"), [(0.3, arrivals.WINDOW_S), (2.0, 2.0), (40.0, admission.SEEN_AFTER_S)]
 )
 def test_a_flood_brought_what_came_since_the_queue_was_short(clock, short_before_s, since_s):
     """At least what showed it, and no more than it may have brought: what came long before has waited long enough."""
@@ -121,6 +122,41 @@ def test_what_a_lost_replica_had_on_its_way_is_no_flood_however_much_it_is(clock
         assert not lost.flooded
 
 
+class TestASuddenRise:
+    """Calls of 10 ms: a hundred a second are what can be done."""
+
+    def flooded(self, clock, *, before, calls_per_s, seconds, offered=None):
+        """Whether it counts as a flood after so many seconds of this rate, and ten of the rate before."""
+        rising = after_its_start(make(max_queue_rows=5000), clock)
+        for rate, lasts, waiting in ((before, 10, 0), (calls_per_s, seconds, 60)):
+            for _ in range(int(rate * lasts)):
+                clock.now += 1 / rate
+                try:
+                    rising.check(1, seconds=0.01, waiting=waiting, wait_s=waiting * 0.01, offered=offered)
+                except errors.OverloadedError:
+                    assert rising.flooded
+        return rising.flooded
+
+    def test_three_times_what_can_be_done_is_a_flood_where_a_sixth_of_it_came_before(self, clock):
+        assert self.flooded(clock, before=50, calls_per_s=300, seconds=1.2)
+
+    def test_it_stays_one_for_as_long_as_it_lasts(self, clock):
+        assert self.flooded(clock, before=50, calls_per_s=300, seconds=50)
+
+    def test_before_most_of_a_second_has_passed_it_is_none(self, clock):
+        assert not self.flooded(clock, before=50, calls_per_s=300, seconds=0.4)
+
+    def test_twice_as_many_calls_as_before_are_none_however_slow_the_machine_has_become(self, clock):
+        """A replica was lost, and all that runs beside it makes the engine slow: more than three times too much."""
+        assert not self.flooded(clock, before=170, calls_per_s=340, seconds=20)
+
+    def test_where_hardly_anything_came_before_it_is_none(self, clock):
+        assert not self.flooded(clock, before=5, calls_per_s=300, seconds=20)
+
+    def test_what_was_refused_on_the_way_counts(self, clock):
+        assert self.flooded(clock, before=50, calls_per_s=110, seconds=1.2, offered=300)
+
+
 class TestTurns:
     def turns(self, made, clock, *, calls, every_s=0.0025, waiting=40):
         """Turns of so many calls, each of 10 ms, less the time at which the first of them came."""
@@ -133,14 +169,15 @@ class TestTurns:
 
     def test_calls_go_in_the_order_of_their_coming(self, clock):
         usual = after_its_start(make(), clock)
-        turns = self.turns(usual, clock, calls=500, every_s=0.005)
+        turns = self.turns(usual, clock, calls=500, every_s=0.007)
         assert turns == sorted(turns)
 
     def test_where_a_flood_may_be_coming_the_last_go_first_but_not_before_those_who_waited_long(self, clock):
-        """Four times as much as can be done: seen within a second, and answered newest first for two."""
+        """Four times as much as can be done, where nothing came before: newest first, for two seconds."""
         sudden = after_its_start(make(), clock)
         turns = self.turns(sudden, clock, calls=1600)
         top = turns.index(max(turns[:400]))
+        assert top < 0.5 / 0.0025, "soon"
         mirrored = turns[top : top + int(admission.SUDDEN_S / 0.0025)]
         assert mirrored == sorted(mirrored, reverse=True)
         assert min(turns) >= turns[top] - admission.SUDDEN_S - 0.01

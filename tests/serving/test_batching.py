@@ -7,7 +7,7 @@ import time
 import pytest
 
 from madewithml import engine_report, errors
-from madewithml.serving import admission, batching
+from madewithml.serving import admission, arrivals, batching
 from madewithml.tokenization import Tokens
 
 
@@ -457,7 +457,7 @@ class TestFlood:
     @pytest.fixture
     def clock(self, monkeypatch):
         clock = Clock()
-        for module in (admission, batching):
+        for module in (admission, arrivals, batching):
             monkeypatch.setattr(module, "time", clock)
         monkeypatch.setattr(admission, "START_S", -1.0)
         return clock
@@ -465,7 +465,7 @@ class TestFlood:
     def test_when_it_is_seen_what_it_brought_is_refused_but_for_a_moments_worth(self, clock):
         """Rows of 50 tokens, 5 ms: 20 are a tenth of a second. The one that came before the flood keeps its place."""
 
-        waiting, (first, *answers) = asyncio.run(flooded(clock, after_s=2 * admission.WINDOW_S))
+        waiting, (first, *answers) = asyncio.run(flooded(clock, after_s=2 * arrivals.WINDOW_S))
         refused = [answer for answer in answers if isinstance(answer, errors.OverloadedError)]
         assert first == [{"ids": [99]}]
         assert waiting <= 60
