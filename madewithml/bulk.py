@@ -171,6 +171,8 @@ def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
         raise errors.InputError(f"no file {location!r}: check --dataset-loc") from err
     except Exception as err:  # Ray wraps whatever pyarrow says in errors of its own
         raise errors.InputError(f"{location!r} cannot be read as {kind}: {_cause(err)}") from err
+    if schema is None:
+        raise errors.InputError(f"{location!r} has no rows")
     data.require_columns(schema.names, fields, location=location)
     return dataset
 

@@ -9,7 +9,7 @@ whatever stands around it. The tokenizer itself computes them, once for each wor
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
@@ -18,6 +18,9 @@ from tokenizers import models, normalizers, pre_tokenizers
 # met while a generation fills is forgotten: two megabytes are kept of plain text, eight of whatever is sent.
 GENERATION = 4096
 LONGEST = 24  # characters of a word that is kept
+# New words of a text that are learned from it. By themselves they cost more than among others, so a text with more of
+# them is left to the tokenizer.
+NEW = 8
 ANY_WORD = "a"
 
 
@@ -54,27 +57,32 @@ class Words:
         return cls(backend, [token.content for token in added]) if ends_at_spaces else None
 
     def ids(self, text: str) -> list[int] | None:
-        """Ids of a text, not cut and without those that frame it; None if it holds a special token."""
+        """Ids of a text, not cut and not framed; None if it holds a special token or too many new words."""
         if any(special in text for special in self._specials):
             return None
         words = text.split(" ")
         found = list(map(self._recent.get, words))
         if None in found:
-            known = self._look_up({word for word, ids in zip(words, found, strict=True) if ids is None})
+            missing = dict.fromkeys(word for word, ids in zip(words, found, strict=True) if ids is None)
+            known = {word: ids for word in missing if (ids := self._before.get(word)) is not None}
+            new = [word for word in missing if word not in known]
+            known |= self._computed(new[:NEW])
+            self._keep(known)
+            if len(new) > NEW:
+                return None
             found = [known[word] if ids is None else ids for word, ids in zip(words, found, strict=True)]
         return list(itertools.chain.from_iterable(found))  # type: ignore[arg-type]  # no None is left
 
-    def _look_up(self, words: set[str]) -> dict[str, list[int]]:
-        """Ids of words that were not met of late; they are kept from now on."""
-        known = {word: self._before[word] for word in words & self._before.keys()}
-        new = list(words - known.keys())
-        if new:
-            encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-            known.update((word, encoding.ids) for word, encoding in zip(new, encodings, strict=True))
+    def _computed(self, words: Sequence[str]) -> dict[str, list[int]]:
+        if not words:
+            return {}
+        encodings = self._backend.encode_batch_fast(list(words), add_special_tokens=False)
+        return {word: encoding.ids for word, encoding in zip(words, encodings, strict=True)}
+
+    def _keep(self, known: Mapping[str, list[int]]) -> None:
         if len(self._recent) >= GENERATION:
             self._recent, self._before = {}, self._recent
         self._recent.update((word, ids) for word, ids in known.items() if len(word) <= LONGEST)
-        return known
 
 
 def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
