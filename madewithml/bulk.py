@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -129,7 +129,7 @@ def predict_file(
     predict.policy_of(found, threshold=threshold)
     fields = found.metadata.text_fields
     if data.file_format(dataset_loc) != "parquet":  # what is wrong with it is said before anything is started
-        data.require_columns(data.first_rows(dataset_loc, count=BLOCK_ROWS).columns, fields, location=dataset_loc)
+        _require_fields(data.first_rows(dataset_loc, count=BLOCK_ROWS).columns, fields, location=dataset_loc)
     workers = num_workers or host.available_cores()
     partial = target.with_name(f".{target.name}.partial")
     with cluster.session(), progress_.track("scoring", total=None) as bar, _writer(partial, kind) as writer:
@@ -173,8 +173,13 @@ def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
         raise errors.InputError(f"{location!r} cannot be read as {kind}: {_cause(err)}") from err
     if schema is None:
         raise errors.InputError(f"{location!r} has no rows")
-    data.require_columns(schema.names, fields, location=location)
+    _require_fields(schema.names, fields, location=location)
     return dataset
+
+
+def _require_fields(columns: Iterable[str], fields: Sequence[str], *, location: str) -> None:
+    hint = f"The model reads {', '.join(map(repr, fields))}: rename the file's columns."
+    data.require_columns(columns, fields, location=location, hint=hint)
 
 
 def _read_text(location: str, kind: str) -> ray.data.Dataset:

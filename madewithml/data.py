@@ -166,19 +166,28 @@ def as_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     return list(rows)
 
 
-def require_columns(columns: Iterable[str], wanted: Sequence[str], *, location: str) -> None:
+def require_columns(
+    columns: Iterable[str],
+    wanted: Sequence[str],
+    *,
+    location: str,
+    hint: str = "Name the columns with --text-fields and --label-field.",
+) -> None:
     """Check that all wanted columns are there.
 
+    Args:
+        columns: Those of the file.
+        wanted: Those that must be among them.
+        location: The file.
+        hint: What to do about a missing one.
+
     Raises:
-        InputError: Names the first missing column, what the file has, and the flag to change.
+        InputError: Names the first missing column, what the file has, and the hint.
     """
     present = list(columns)
     missing = [name for name in wanted if name not in present]
     if missing:
-        msg = (
-            f"{location!r} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}. "
-            "Name the columns with --text-fields and --label-field."
-        )
+        msg = f"{location!r} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}. {hint}"
         raise errors.InputError(msg)
 
 

@@ -197,12 +197,14 @@ class TestWriter:
 
 
 class TestErrors:
-    def test_a_missing_column_is_named(self, rows, checkpoint_folder, tmp_path):
-        source = write(rows.rename(columns={"description": "body"}), tmp_path / "rows.csv")
+    @pytest.mark.parametrize("ending", ["csv", "parquet"])
+    def test_a_missing_column_is_named(self, ending, rows, checkpoint_folder, tmp_path):
+        source = write(rows.rename(columns={"description": "body"}), tmp_path / f"rows.{ending}")
 
-        with pytest.raises(errors.InputError, match=r"rows\.csv' has no column 'description'; it has 'title', 'body'"):
+        message = r"' has no column 'description'; it has 'title', 'body'.*\. The model reads 'title', 'description'"
+        with pytest.raises(errors.InputError, match=message):
             score(checkpoint_folder, source, tmp_path / "scored.csv")
-        assert_left_alone(tmp_path, "rows.csv")
+        assert_left_alone(tmp_path, source.name)
 
     @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
     def test_an_unknown_file_is_named(self, ending, checkpoint_folder, tmp_path):
