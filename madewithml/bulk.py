@@ -192,12 +192,7 @@ def _read_text(location: str, kind: str) -> ray.data.Dataset:
     class Blocks(ray.data.datasource.FileBasedDatasource):  # type: ignore[misc]  # Ray is untyped
         def _read_stream(self, f: Any, path: str) -> Iterator[pd.DataFrame]:  # noqa: ARG002 - Ray passes it
             text = io.TextIOWrapper(f, encoding="utf-8", newline="")
-            if kind == "csv":
-                with data.read_csv(text, chunksize=BLOCK_ROWS) as tables:
-                    yield from map(data.require_one_cell_a_column, tables)
-            else:
-                with data.read_json_lines(text, chunksize=BLOCK_ROWS) as tables:
-                    yield from map(data.as_text, tables)
+            yield from data.blocks(text, kind, rows=BLOCK_ROWS)
 
     return ray.data.read_datasource(Blocks(location))
 

@@ -8,11 +8,12 @@ be used (rows without text or label, duplicates) and says how many; `split` assi
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,9 +127,21 @@ def _read(location: str, kind: str) -> pd.DataFrame:
 
 
 def _read_first(location: str, kind: str, *, count: int) -> pd.DataFrame:
+    with contextlib.closing(blocks(location, kind, rows=count)) as tables:
+        return next(tables, pd.DataFrame())
+
+
+def blocks(source: Any, kind: str, *, rows: int) -> Generator[pd.DataFrame, None, None]:
+    """CSV or JSON Lines as `read_table` has it, in tables of so many rows.
+
+    Args:
+        source: Path, URL or open file.
+        kind: `csv` or `jsonl`.
+        rows: Of each table but the last.
+    """
     read, shape = (read_csv, require_one_cell_a_column) if kind == "csv" else (read_json_lines, as_text)
-    with read(location, chunksize=count) as tables:
-        return shape(next(iter(tables), pd.DataFrame()))
+    with read(source, chunksize=rows) as tables:
+        yield from map(shape, tables)
 
 
 def read_csv(source: Any, *, chunksize: int | None = None) -> Any:

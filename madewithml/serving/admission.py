@@ -64,7 +64,6 @@ class Admission:
         self._call_s = 0.0  # seconds of work of a call
         self._short = time.monotonic()  # when a call had next to nothing to wait for
         self._sudden: float | None = None  # since when, if ever since then, calls come as fast as in a flood
-        self._newest_first = False
         self._much = False
         self.flooded = False
 
@@ -83,7 +82,9 @@ class Admission:
         Args:
             came: When it came, by the monotonic clock.
         """
-        return 2 * self._sudden - came if self._newest_first and self._sudden is not None else came
+        if self._sudden is None or came - self._sudden > SUDDEN_S:
+            return came
+        return 2 * self._sudden - came
 
     def check(self, rows: int, *, seconds: float, waiting: int, wait_s: float, offered: float | None = None) -> None:
         """Let a call in, or not.
@@ -109,7 +110,6 @@ class Admission:
         begun = now - self._first > START_S
         if self._sudden is None and self._arrivals.most_work > OVERLOAD and begun and waiting > FLOOD_ROWS:
             self._sudden = now
-        self._newest_first = self._sudden is not None and now - self._sudden <= SUDDEN_S
         self._much = begun and self._is_much(offered)
         stands = now - self._short > STANDING_S
         self.flooded = (self._much and waiting > FLOOD_ROWS) or (stands and waiting > STANDING_ROWS)

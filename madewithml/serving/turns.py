@@ -64,19 +64,17 @@ class Turns:
         """Whether as much waits as a batch may hold."""
         return self.tokens >= self._curve.budget_tokens or len(self) >= self._max_batch_size
 
-    def add(self, call: calls.Call, rows: Sequence[calls.Row], *, rank: float | None = None) -> bool:
+    def add(self, call: calls.Call, rows: Sequence[calls.Row], *, rank: float) -> bool:
         """Have the rows of a call wait.
 
         Args:
             call: The call.
             rows: Its rows.
-            rank: When it is its turn, as if it had come at that time; None for now.
+            rank: When it is its turn, as if it had come at that time.
 
         Returns:
             Whether the engine was idle, and is to be told.
         """
-        now = time.monotonic()
-        rank = now if rank is None else rank
         with self._lock:
             for index, row in enumerate(rows):
                 self._number += 1
@@ -87,7 +85,7 @@ class Turns:
             self.tokens += call.tokens
             if self.busy:
                 return False
-            self.busy_since = now  # first: nobody may see it busy for as long as it was idle
+            self.busy_since = time.monotonic()  # first: nobody may see it busy for as long as it was idle
             self.busy = True
             return True
 

@@ -91,6 +91,23 @@ class Window:
         return self.request("POST", path, **options)
 
 
+class Clock:
+    """Stands for the module `time` where it is only read: stands still unless a test sets it forward."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+def stop_clock(monkeypatch, *modules):
+    """Give the modules a clock that stands still; returns it."""
+    clock = Clock()
+    for module in modules:
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
 async def until(condition):
     """Poll until the condition holds."""
     last = time.monotonic() + 30

@@ -7,19 +7,12 @@ import pytest
 from madewithml import errors
 from madewithml.serving import admission, arrivals
 
+from .conftest import stop_clock
+
 
 @pytest.fixture
 def clock(monkeypatch):
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    for module in (admission, arrivals):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+    return stop_clock(monkeypatch, admission, arrivals)
 
 
 def make(*, max_queue_rows=100, max_queue_s=2.5):

@@ -4,18 +4,12 @@ import pytest
 
 from madewithml.serving import arrivals
 
+from .conftest import stop_clock
+
 
 @pytest.fixture
 def clock(monkeypatch):
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(arrivals, "time", clock)
-    return clock
+    return stop_clock(monkeypatch, arrivals)
 
 
 def come(made, clock, *, rate, seconds, calm=True):

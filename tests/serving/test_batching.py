@@ -10,6 +10,8 @@ from madewithml import engine_report, errors
 from madewithml.serving import admission, arrivals, batching
 from madewithml.tokenization import Tokens
 
+from .conftest import stop_clock
+
 
 class Engine:
     """Answers each row with its ids. While it is held it waits before each batch for one permit."""
@@ -424,15 +426,6 @@ class TestAStuckEngine:
         assert asyncio.run(scenario()) is False
 
 
-class Clock:
-    """Stands still, so that a slow machine makes no difference, unless a test sets it forward."""
-
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
 async def flooded(clock, *, after_s=0.0):
     """A call that the engine is busy with and, so much later, two thousand within a second.
 
@@ -456,9 +449,7 @@ async def flooded(clock, *, after_s=0.0):
 class TestFlood:
     @pytest.fixture
     def clock(self, monkeypatch):
-        clock = Clock()
-        for module in (admission, arrivals, batching):
-            monkeypatch.setattr(module, "time", clock)
+        clock = stop_clock(monkeypatch, admission, arrivals, batching)
         monkeypatch.setattr(admission, "START_S", -1.0)
         return clock
 

@@ -4,19 +4,12 @@ import pytest
 
 from madewithml.serving import rate_limit
 
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
+from .conftest import stop_clock
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(rate_limit, "time", clock)
-    return clock
+    return stop_clock(monkeypatch, rate_limit)
 
 
 def test_two_seconds_worth_may_come_at_once_and_then_the_rate(clock):

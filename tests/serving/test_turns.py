@@ -1,5 +1,7 @@
 """Whose turn it is, and what makes a batch: rows that wait, taken without an engine."""
 
+import time
+
 import pytest
 
 from madewithml import engine_report
@@ -29,7 +31,7 @@ def add(waiting, *lengths, step_s=0.0):
     """Have one call wait whose rows are so long."""
     rows = [Tokens([0] * length, truncated=False) for length in lengths]
     call = call_of(rows, step_s=step_s)
-    return call, waiting.add(call, rows)
+    return call, waiting.add(call, rows, rank=time.monotonic())
 
 
 def add_each(waiting, *lengths):
