@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 from collections.abc import Iterator
@@ -70,17 +71,35 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a WordPiece tokenizer of the sample's words, as Transformers saves it."""
+def _pieces() -> list[str]:
+    """The marks, every character alone and within a word, and the sample's words, those first that are met most."""
     import pandas as pd
     import tokenizers
-    import transformers
 
     table = pd.read_csv(SAMPLE)
     backend = tokenizers.BertWordPieceTokenizer(lowercase=True)
-    backend.train_from_iterator(
-        [*table["title"], *table["description"]], vocab_size=VOCABULARY, min_frequency=1, show_progress=False
+    counts = collections.Counter(
+        word
+        for text in [*table["title"], *table["description"]]
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    )
+    characters = sorted({character for word in counts for character in word})
+    words = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return [*marks, *characters, *(f"##{character}" for character in characters), *words][:VOCABULARY]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a WordPiece tokenizer of the sample's words, as Transformers saves it.
+
+    Its vocabulary is made here: the trainer of the library breaks ties as they come, so no two runs would agree.
+    """
+    import tokenizers
+    import transformers
+
+    backend = tokenizers.BertWordPieceTokenizer(
+        {piece: index for index, piece in enumerate(_pieces())}, lowercase=True
     )
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
