@@ -98,9 +98,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tokenizers
     import transformers
 
-    backend = tokenizers.BertWordPieceTokenizer(
-        {piece: index for index, piece in enumerate(_pieces())}, lowercase=True
-    )
+    backend = tokenizers.BertWordPieceTokenizer({piece: index for index, piece in enumerate(_pieces())}, lowercase=True)
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -1,4 +1,4 @@
-"""A connection of a client where no HAProxy is in front: bounds on the head of a request, which no route sees.
+"""A connection of a client where no HAProxy is in front: which process has it, and bounds on the head of a request.
 
 uvicorn takes heads of any length, at any pace. Here a head has as many bytes and seconds as HAProxy grants it, and what
 is no HTTP is answered with a problem document. Bodies are bounded where they are read (`exchange.read_body`).
@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from madewithml.serving import error_pages, haproxy
+from madewithml.serving import error_pages, haproxy, listener
 
 BAD_REQUEST, TOO_SLOW = 400, 408
 HEAD_TIMEOUT_S = float(haproxy.SENDING_TIMEOUT_S)
@@ -25,9 +25,18 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._patience: asyncio.TimerHandle | None = None
+        self._neighbours = self.loop.neighbours if isinstance(self.loop, listener.Loop) else None
+        self._elsewhere = False
+        self.settled = False  # whether it came from a neighbour, and may not go on to the next
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop: a client has come."""
+        """Called by the event loop: a client has come. It stays, or goes on to a neighbour."""
+        if self._neighbours is not None and not self.settled:
+            if self._neighbours.hand_over(transport.get_extra_info("socket").fileno()):
+                self._elsewhere = True
+                transport.abort()
+                return
+            self._neighbours.opened()
         super().connection_made(transport)
         self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, TOO_SLOW)
 
@@ -45,7 +54,11 @@ class Connection(HttpToolsProtocol):
             self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, TOO_SLOW)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop: the client has gone."""
+        """Called by the event loop: the client has gone, or is a neighbour's."""
+        if self._elsewhere:
+            return
+        if self._neighbours is not None:
+            self._neighbours.closed()
         self._lose_patience()
         super().connection_lost(exc)
 

@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.supervisors import multiprocess
 
 from madewithml import config, errors
-from madewithml.serving import app, following, plan, replica
+from madewithml.serving import app, following, listener, neighbours, plan, replica
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from madewithml.serving import service
 
 PLAN_VARIABLE = "MADEWITHML_SERVE_PLAN"
-CONNECTION: Any = "madewithml.serving.connection:Connection"  # a class to import, as uvicorn takes the app too
+# Classes to import, as uvicorn takes the app too.
+CONNECTION: Any = "madewithml.serving.connection:Connection"
+LOOP = "madewithml.serving.listener:Loop"
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed as it is used again
 STARTUP_FAILURE = 3  # uvicorn's word for "do not start this process again"
 
@@ -68,6 +70,8 @@ def _drain_on_signal(kitchen: service.Service) -> None:
         ends = signal.getsignal(number)
 
         async def drain(frame: FrameType | None) -> None:
+            if isinstance(loop, listener.Loop) and loop.neighbours is not None:
+                loop.neighbours.leave()
             await kitchen.stop()
             if callable(ends):
                 ends(number, frame)
@@ -113,6 +117,7 @@ def _serve(found: plan.Found, folder: Path | None) -> None:
         port=settings.port,
         workers=workers,
         http=CONNECTION,
+        loop=LOOP,
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -124,41 +129,20 @@ def _serve(found: plan.Found, folder: Path | None) -> None:
     if workers == 1:
         uvicorn.Server(configuration).run()
         return
-    processes = multiprocess.Multiprocess(configuration, sockets=[_socket_for_each(configuration)])
+    processes = multiprocess.Multiprocess(configuration, sockets=[_socket_of(configuration)])
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise errors.StartError(f"the {workers} processes could not start")
 
 
-class SocketForEach(socket.socket):
-    """A bound socket that each process it is sent to opens anew.
-
-    The kernel then spreads connections over the processes. Were the socket shared, whichever process wakes first would
-    take all that wait: of 32 connections one process may get 30.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process, it is opened there."""
-        host, port = self.getsockname()[:2]
-        return SocketForEach.open, (self.family, host, port)
-
-    @classmethod
-    def open(cls, family: socket.AddressFamily, host: str, port: int) -> SocketForEach:
-        """A socket on a port that others of its kind may share; it does not listen yet."""
-        opened = cls(family, socket.SOCK_STREAM)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        opened.bind((host, port))
-        opened.set_inheritable(True)
-        return opened
-
-
-def _socket_for_each(configuration: uvicorn.Config) -> socket.socket:
-    """What the processes listen on: a socket each where the kernel balances them, else one for all."""
+def _socket_of(configuration: uvicorn.Config) -> socket.socket:
+    """What the processes listen on: a socket each where they can give connections to each other, else one for all."""
     if not sys.platform.startswith("linux"):
         return configuration.bind_socket()
     family = socket.AF_INET6 if ":" in configuration.host else socket.AF_INET
-    return SocketForEach.open(family, configuration.host, configuration.port)
+    # Twice as many places as processes: one that is started anew may come before the one whose place it takes is gone.
+    table = neighbours.Table.create(2 * configuration.workers)
+    return listener.SocketForEach.open(family, configuration.host, configuration.port, table)
 
 
 def _announce_when_ready(settings: config.Settings, announce: str) -> None:

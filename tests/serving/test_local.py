@@ -1,11 +1,14 @@
 """Serving without Ray, in processes of its own: it answers, and a signal ends it and everything it started."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sys
 
 import httpx
+import psutil
 import pytest
 
 from madewithml import errors
@@ -13,6 +16,8 @@ from madewithml.serving import local
 
 from . import running
 from .conftest import ROW, until
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the processes share a socket")
 
 
 @pytest.fixture
@@ -50,6 +55,27 @@ def one(start):
 def two(start):
     """A local service of two processes."""
     return start("--workers", "2").wait_until_ready()
+
+
+def listeners(service):
+    """The processes that take connections."""
+    return [
+        process
+        for process in service.record_family()
+        if any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
+    ]
+
+
+def shares(service, count):
+    """How many each process has of as many connections, each of which was asked something."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            client = stack.enter_context(httpx.Client(base_url=service.url, timeout=60))
+            assert client.post("/predict/", json=ROW).status_code == 200
+        return sorted(
+            sum(connection.status == psutil.CONN_ESTABLISHED for connection in process.net_connections("tcp"))
+            for process in listeners(service)
+        )
 
 
 @pytest.mark.usefixtures("handlers")
@@ -170,6 +196,20 @@ class TestTwoProcesses:
 
         answers = [httpx.post(f"{two.url}/predict/", json=ROW).json()["results"][0] for _ in range(30)]
         assert all(pytest.approx(expected, abs=1e-4) == answer["probabilities"] for answer in answers)
+
+    @linux_only
+    def test_each_has_half_of_the_connections(self, two):
+        assert shares(two, 12) == [6, 6]
+
+    @linux_only
+    def test_one_that_is_started_anew_has_its_half_too(self, two):
+        one, other = listeners(two)
+        one.kill()
+        running.until(
+            lambda: len(listeners(two)) == 2 and one not in listeners(two) and other in listeners(two),
+            what="a process in its place",
+        )
+        assert shares(two, 12) == [6, 6]
 
     def test_sigterm_ends_both_with_status_zero_and_leaves_nothing(self, two):
         two.signal(signal.SIGTERM)
