@@ -25,8 +25,9 @@ from madewithml import progress as progress_
 if TYPE_CHECKING:
     import ray.data
 
-# Rows that travel together. Large enough that Ray's cost per block vanishes, small enough that a block is seconds.
-BLOCK_ROWS = 1024
+# Rows that travel together: enough that Ray's cost for each block vanishes, and few, because a member of the pool that
+# has the last block keeps all others waiting.
+BLOCK_ROWS = 512
 
 
 class _Scorer:
