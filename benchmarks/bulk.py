@@ -4,8 +4,8 @@
 
 `madewithml predict` is run on a CSV of so many rows, the dataset's over and over, with one scorer on each core. Seconds
 are those of the whole command, Ray's start included; `marginal` is what the rows beyond those of the run before took.
-The engine's limit is measured before and after each run. Memory is that of all processes together, sampled each five seconds:
-adding up what ten processes hold takes a twentieth of a second of a core that they compute on.
+The engine's limit is measured before and after each run. Memory is that of all processes together, sampled every five
+seconds: adding it up takes a twentieth of a second of the cores that they compute on.
 """
 
 from __future__ import annotations
