@@ -131,7 +131,7 @@ def test_a_loop_that_is_closed_is_given_nothing(run, first):
 
 
 def test_a_socket_is_opened_anew_where_it_is_sent():
-    with listener.SocketForEach.open(socket.AF_INET, "127.0.0.1", 0) as opened:
-        with pickle.loads(pickle.dumps(opened)) as again:
-            assert again.getsockname() == opened.getsockname()
-            assert again.fileno() != opened.fileno()
+    opened = listener.SocketForEach.open(socket.AF_INET, "127.0.0.1", 0)
+    with opened, pickle.loads(pickle.dumps(opened)) as again:
+        assert again.getsockname() == opened.getsockname()
+        assert again.fileno() != opened.fileno()
