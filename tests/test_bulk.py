@@ -263,7 +263,8 @@ class TestErrors:
         good = "a title,a description\n" * 2 * bulk.BLOCK_ROWS
         (tmp_path / "rows.csv").write_text(f"title,description\n{good}a,b,c\n", encoding="utf-8")
 
-        with pytest.raises(errors.InputError, match=r"scoring failed: .*Expected 2 fields in line 2050, saw 3"):
+        last = 2 * bulk.BLOCK_ROWS + 2
+        with pytest.raises(errors.InputError, match=rf"scoring failed: .*Expected 2 fields in line {last}, saw 3"):
             score(checkpoint_folder, tmp_path / "rows.csv", tmp_path / "scored.csv")
         assert_left_alone(tmp_path, "rows.csv")
 
