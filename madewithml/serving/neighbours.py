@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 OPEN, RECEIVED, HANDED = 0, 1, 2
-# Connections of a process that takes none: it has not started, it leaves, or it is gone.
+# Connections, and more, of a process that takes none: it has not started, or it leaves.
 AWAY = 2**40
 MESSAGE = b"connection"
 CREDENTIALS = struct.Struct("3i")  # process, user, group, as the kernel says who sent
@@ -119,22 +119,18 @@ class Neighbours:
             Whether it is another's now.
         """
         loads = self.loads()
-        other = loads.index(min(loads))
-        if loads[other] >= loads[self._place]:
-            return False
-        passed = array.array("i", [descriptor])
-        try:
-            # Not `socket.send_fds`, which forgets the address: https://github.com/python/cpython/issues/107898
-            self._socket.sendmsg(
-                [MESSAGE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)], 0, f"{self._name}-{other}"
-            )
-        except ConnectionRefusedError:  # nobody is there any more, and nobody else will say so
-            self._cells[other, OPEN] = AWAY
-            return False
-        except OSError:  # as many wait there as may
-            return False
-        self._cells[self._place, HANDED + other] += 1
-        return True
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        for other in sorted(range(len(loads)), key=loads.__getitem__):
+            if loads[other] >= min(loads[self._place], AWAY):
+                return False
+            try:
+                # Not `socket.send_fds`, which forgets the address: https://github.com/python/cpython/issues/107898
+                self._socket.sendmsg([MESSAGE], passed, 0, f"{self._name}-{other}")
+            except OSError:  # it is gone, or does not take what waits for it: the next
+                continue
+            self._cells[self._place, HANDED + other] += 1
+            return True
+        return False
 
     def received(self) -> Iterator[socket.socket]:
         """Connections that others gave to this process; they count from here on."""

@@ -110,10 +110,27 @@ def test_one_that_has_not_started_is_given_nothing(first, connections):
     assert come(first, connections, 3) == 3
 
 
-def test_one_that_is_gone_is_noticed_and_the_connection_stays(first, second, connections):
+def test_one_that_is_gone_is_passed_over(first, second, seated, connections):
     second.close()
     assert come(first, connections, 3) == 3
-    assert first.loads()[1] == neighbours.AWAY
+    third = seated()  # in the place that is free
+    assert third.loads()[1] == 0
+    assert come(first, connections, 1) == 0
+    assert arrivals(third) == 1
+
+
+def test_those_that_leave_give_each_other_nothing(first, second, connections):
+    first.leave()
+    second.leave()
+    assert come(first, connections, 3) == 3
+
+
+def test_where_the_first_choice_is_gone_the_next_is_taken(first, second, seated, connections):
+    third = seated()
+    second.close()
+    first.opened()
+    assert come(first, connections, 1) == 0
+    assert arrivals(third) == 1
 
 
 def test_one_that_is_started_anew_begins_with_none(first, second, seated, connections):
