@@ -41,7 +41,9 @@ demo: install  ## The demo run: trained now if there is none yet
 	  run_id=$$($(BIN)/madewithml train --dataset-loc $(SAMPLE) --experiment-name demo | tail -n 1); \
 	  test -n "$$run_id" || exit 1; \
 	  echo "== certifying its threshold on its own calibration rows"; \
-	  $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || test $$? -eq 3 || exit 1; \
+	  $(BIN)/madewithml certify --run-id "$$run_id" --max-risk $(MAX_RISK) || { \
+	    test $$? -eq 3 || exit 1; \
+	    echo "== no certificate, as said above; that is no fault: it serves, at the default threshold"; }; \
 	  echo "== for speed, some time: $(BIN)/madewithml optimize --run-id $$run_id (a minute)"; \
 	}
 
