@@ -25,7 +25,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._patience: asyncio.TimerHandle | None = None
-        self._neighbours = self.loop.neighbours if isinstance(self.loop, listener.Loop) else None
+        self._neighbours = listener.neighbours_in(self.loop)
         self._elsewhere = False
         self.settled = False  # whether it came from a neighbour, and may not go on to the next
 

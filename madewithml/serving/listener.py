@@ -18,6 +18,11 @@ except ImportError:  # where there is no wheel of it
 Factory = Callable[[], asyncio.Protocol]
 
 
+def neighbours_in(loop: asyncio.AbstractEventLoop) -> neighbours.Neighbours | None:
+    """The neighbours of the server in a loop; None where it has its port for itself."""
+    return loop.neighbours if isinstance(loop, Loop) else None
+
+
 class SocketForEach(socket.socket):
     """A bound socket that each process it is sent to opens anew.
 

@@ -70,8 +70,8 @@ def _drain_on_signal(kitchen: service.Service) -> None:
         ends = signal.getsignal(number)
 
         async def drain(frame: FrameType | None) -> None:
-            if isinstance(loop, listener.Loop) and loop.neighbours is not None:
-                loop.neighbours.leave()
+            if (others := listener.neighbours_in(loop)) is not None:
+                others.leave()
             await kitchen.stop()
             if callable(ends):
                 ends(number, frame)

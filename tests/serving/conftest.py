@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import threading
 import time
 
 import httpx
 import pytest
 
-from madewithml.serving import app, service
+from madewithml.serving import app, neighbours, service
 
 ROW = {"title": "Intro to CNNs", "description": "Processing images with layers."}
 
@@ -98,6 +99,19 @@ class Clock:
 
     def monotonic(self):
         return self.now
+
+
+@pytest.fixture
+def make_table():
+    """Makes tables of neighbours, of so many places."""
+    with contextlib.ExitStack() as stack:
+
+        def make(size):
+            table = neighbours.Table.create(size)
+            stack.callback(os.close, table.descriptor)
+            return table
+
+        yield make
 
 
 def stop_clock(monkeypatch, *modules):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib.util
-import os
 import pickle
 import socket
 import sys
@@ -40,10 +39,8 @@ def module(request, monkeypatch):
 
 
 @pytest.fixture
-def table():
-    made = neighbours.Table.create(2)
-    yield made
-    os.close(made.descriptor)
+def table(make_table):
+    return make_table(2)
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ from madewithml.serving import neighbours
 
 
 @pytest.fixture
-def table():
-    made = neighbours.Table.create(3)
-    yield made
-    os.close(made.descriptor)
+def table(make_table):
+    return make_table(3)
 
 
 @pytest.fixture
