@@ -162,16 +162,17 @@ def _writer(path: Path, kind: str) -> Iterator[_Writer]:
 def _dataset(location: str, fields: list[str]) -> ray.data.Dataset:
     import ray.data
 
-    context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and execution, at a level of its own
+    context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells of every plan and execution, at a level of its own
     kind = data.file_format(location)
     try:
-        if kind != "parquet":
-            return _read_text(location, kind)
-        dataset = ray.data.read_parquet(location)
-        schema = dataset.schema()
+        with ray.data.DataContext.current(context):  # a dataset keeps that in which it was made
+            if kind != "parquet":
+                return _read_text(location, kind)
+            dataset = ray.data.read_parquet(location)
+            schema = dataset.schema()
     except FileNotFoundError as err:
         raise errors.InputError(f"no file {location!r}: check --dataset-loc") from err
     except Exception as err:  # Ray wraps whatever pyarrow says in errors of its own

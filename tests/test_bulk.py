@@ -118,11 +118,15 @@ def test_each_row_gets_the_answer_it_would_get_by_itself(before, after, rows, pr
 
 
 def test_many_blocks_come_out_in_order_with_a_worker_on_each_core(checkpoint_folder, tmp_path):
+    import ray.data  # late, as in the package: it reads the environment
+
     count = 3000
     assert count > 2 * bulk.BLOCK_ROWS
     texts = [f"row {number}" for number in range(count)]
     source = write(pd.DataFrame({"title": texts, "description": ""}), tmp_path / "rows.csv")
     output = tmp_path / "scored.csv"
+    settings = ray.data.DataContext.get_current()
+    before = settings.copy()
 
     assert count == bulk.predict_file(
         checkpoint_folder, dataset_loc=str(source), output_loc=str(output), threshold=1.0, num_workers=None
@@ -132,6 +136,8 @@ def test_many_blocks_come_out_in_order_with_a_worker_on_each_core(checkpoint_fol
     assert set(zip(scored["prediction"], scored["decision"], scored["source"], strict=True)) == {
         ("other", "abstained", "operator")
     }
+    assert ray.data.DataContext.get_current() is settings
+    assert settings == before  # they are the process's, not ours
 
 
 class TestScorer:
