@@ -228,7 +228,10 @@ class TestTwoReplicas:
     def test_both_replicas_run(self, two):
         assert len(running.named(two.record_family(), "ServeReplica:madewithml:ModelDeployment")) == 2
 
+    @pytest.mark.slow
     def test_spare_workers_wait_with_all_that_a_replica_imports(self, two):
+        """Where the cores are busy with other tests, they take two minutes to come."""
+
         def spares():
             return running.named(two.record_family(), "ray::IDLE")
 
