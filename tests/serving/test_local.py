@@ -209,7 +209,8 @@ class TestTwoProcesses:
             lambda: len(listeners(two)) == 2 and one not in listeners(two) and other in listeners(two),
             what="a process in its place",
         )
-        assert shares(two, 12) == [6, 6]
+        # It holds the listening socket before it has loaded its model; until then the other is given everything.
+        running.until(lambda: shares(two, 12) == [6, 6], what="its half of the connections")
 
     def test_sigterm_ends_both_with_status_zero_and_leaves_nothing(self, two):
         two.signal(signal.SIGTERM)
