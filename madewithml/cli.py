@@ -38,7 +38,8 @@ def train(
     text_fields: cli_options.TextFields = "title,description",
     label_field: cli_options.LabelField = "tag",
     encoder: Annotated[str | None, typer.Option(help="Hugging Face id or folder of the encoder.")] = None,
-    num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows.")] = 4,
+    num_epochs: Annotated[int, typer.Option(min=1, help="Most passes over the training rows, in each fit.")] = 4,
+    num_fits: Annotated[int, typer.Option(min=1, help="Fits whose weights are averaged; 1 is the fastest.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step, over all workers.")] = 16,
     num_workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     class_weights: Annotated[bool, typer.Option(help="Let rare classes count more in the loss.")] = False,
@@ -66,7 +67,7 @@ def train(
         num_workers=num_workers,
         shares=data.shares(validation=validation_size, calibration=calibration_size, test=test_size),
         parameters=fitting.Hyperparameters(
-            num_epochs=num_epochs, batch_size=batch_size, class_weights=class_weights, seed=seed
+            num_epochs=num_epochs, num_fits=num_fits, batch_size=batch_size, class_weights=class_weights, seed=seed
         ),
     )
     result = train_.train(options, settings)

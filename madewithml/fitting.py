@@ -32,15 +32,18 @@ class Hyperparameters:
     """What governs fitting.
 
     Attributes:
-        num_epochs: Most passes over the train rows.
+        num_epochs: Most passes over the train rows, in each fit.
         batch_size: Rows a step, over all workers together.
         learning_rate: Peak rate of the encoder.
         head_learning_rate: Peak rate of the new head.
         weight_decay: AdamW's decay.
         warmup_share: Share of the steps in which the rate rises.
         average_decay: Of the running average of the weights, which is what is validated and kept.
-        patience: Epochs without a better validation loss before it stops.
+        patience: Epochs without a better validation loss before a fit stops.
+        num_fits: Fits from the same start, each with the rows in another order; their weights are averaged.
+        start_share: Share of the start in the final weights.
         freeze_embeddings: Whether the encoder's word embeddings stay as they are.
+        frozen_layers: Share of the encoder's layers, from the lowest, that stay as they are.
         class_weights: Whether rare classes count more in the loss.
         seed: Of everything random.
     """
@@ -53,7 +56,10 @@ class Hyperparameters:
     warmup_share: float = 0.1
     average_decay: float = 0.95
     patience: int = 3
+    num_fits: int = 3
+    start_share: float = 0.3
     freeze_embeddings: bool = True
+    frozen_layers: float = 1 / 3
     class_weights: bool = False
     seed: int = 0
 
@@ -79,6 +85,14 @@ class Validation(NamedTuple):
     def loss(self) -> float:
         """Their mean."""
         return float(self.losses.mean())
+
+    def is_no_worse_than(self, other: Validation) -> bool:
+        """Whether the loss is higher by at most one standard error of the difference (Breiman et al. 1984).
+
+        On few validation rows such a difference is chance.
+        """
+        differences = self.losses - other.losses
+        return float(differences.mean()) <= float(differences.std()) / math.sqrt(len(differences))
 
 
 def batches(examples: Examples, *, batch_size: int, pad_id: int, order: Sequence[int]) -> Iterator[Batch]:
@@ -250,29 +264,12 @@ def make_optimizer(
     return optimizer, schedule
 
 
-def running_average(model: nn.Module, *, decay: float) -> optim.swa_utils.AveragedModel:
-    """A copy of the model that follows the average of its weights (Polyak & Juditsky 1992), one update a step.
-
-    On few rows one epoch's end differs from the next by chance; the average is steadier, less over-confident, and
-    better on rows it has not seen. The decay grows with the steps, (1 + t) / (10 + t) at most, so that a short
-    training is not left with its first weights.
-    """
-
-    @torch.no_grad()
-    def follow(averages: Any, currents: Any, num_averaged: torch.Tensor | int) -> None:
-        steps = int(num_averaged)
-        torch._foreach_lerp_(averages, currents, 1.0 - min(decay, (1 + steps) / (10 + steps)))
-
-    return optim.swa_utils.AveragedModel(model, multi_avg_fn=follow)
-
-
 @dataclass
 class EarlyStopping:
     """Remembers the best validation and says which epochs to keep and when to stop.
 
-    An epoch is kept if its loss is the lowest so far, or above the lowest by no more than one standard error of the
-    difference (the rule of Breiman et al. 1984, turned to prefer the later epoch). On few validation rows such a
-    difference is chance, and the later epoch has learned at a lower rate.
+    An epoch is kept if its loss is the lowest so far, or no worse than the lowest but for chance: the later epoch has
+    learned at a lower rate.
     """
 
     patience: int
@@ -287,8 +284,7 @@ class EarlyStopping:
         self.epochs_without_gain += 1
         if self.best is None or not math.isfinite(validation.loss):
             return False
-        differences = validation.losses - self.best.losses
-        return float(differences.mean()) <= float(differences.std()) / math.sqrt(len(differences))
+        return validation.is_no_worse_than(self.best)
 
     @property
     def should_stop(self) -> bool:

@@ -3,12 +3,14 @@
     file -> data.read_labelled -> data.split -> tokens -> Ray Train workers (`fit`) -> checkpoint -> MLflow
 
 The same path serves one worker on a laptop and many on a cluster: Ray Train's `TorchTrainer` starts the workers, each
-takes its share of every batch, and the best epoch by validation loss (`fitting.EarlyStopping`) becomes the checkpoint.
-The driver, which is the person's own process, owns the terminal and MLflow; workers report to it through a Ray queue.
+takes its share of every batch, and the best by validation loss, usually the average of several fits
+(`averaging.Soup`), becomes the checkpoint. The driver, which is the person's own process, owns the terminal and
+MLflow; workers report to it through a Ray queue.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 import threading
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from madewithml import (
+    averaging,
     checkpoint,
     cluster,
     config,
@@ -183,7 +186,7 @@ def _job(
 
 
 def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch) -> dict[str, float]:
-    """Run the workers; leaves the best epoch's model in `folder` and returns its metrics."""
+    """Run the workers; leaves the best model in `folder` and returns its metrics."""
     import ray
     import ray.train
     import ray.train.torch
@@ -198,11 +201,7 @@ def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch)
             fit,
             train_loop_config={"job": job, "queue": queue, "threads": cores},
             scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": cores}),
-            run_config=ray.train.RunConfig(
-                storage_path=storage,
-                name="train",
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),  # the last one reported is the best
-            ),
+            run_config=ray.train.RunConfig(storage_path=storage, name="train"),
         )
         try:
             result = trainer.fit()
@@ -218,7 +217,7 @@ def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch)
 
 
 def _best(result: Any) -> tuple[Any, dict[str, Any]]:
-    """The best epoch's checkpoint and metrics, of a result of Ray Train."""
+    """The checkpoint and its metrics, of a result of Ray Train."""
     if not result.best_checkpoints:
         msg = "training failed: the validation loss was not a number in any epoch, so the learning rate is too high"
         raise errors.InputError(msg)
@@ -228,14 +227,16 @@ def _best(result: Any) -> tuple[Any, dict[str, Any]]:
 
 def _relay(queue: Any, job: _Job, log_epoch: LogEpoch) -> None:
     """Turn what the workers report into progress and MLflow metrics, in the driver."""
-    with progress_.track("training", total=job.parameters.num_epochs * len(job.train)) as bar:
+    epochs = job.parameters.num_fits * job.parameters.num_epochs
+    with progress_.track("training", total=epochs * len(job.train)) as bar:
         while (event := queue.get()) is not None:
             if "rows" in event:
                 bar.advance(event["rows"])
                 continue
             epoch = int(event.pop("epoch"))
             log_epoch(event, step=epoch)
-            bar.advance(0, f"epoch {epoch}: val_loss {event['val_loss']:.3f}, accuracy {event['val_accuracy']:.3f}")
+            what = f"epoch {epoch}" if epoch <= epochs else "average"
+            bar.advance(0, f"{what}: val_loss {event['val_loss']:.3f}, accuracy {event['val_accuracy']:.3f}")
 
 
 def _last_line(err: BaseException) -> str:
@@ -244,46 +245,105 @@ def _last_line(err: BaseException) -> str:
 
 
 def fit(assignment: dict[str, Any]) -> None:
-    """The loop of one training worker: epochs, validation, early stopping, a checkpoint for each better epoch.
+    """The work of one training worker: fits from one start, their average, and a checkpoint of the best of these.
 
     Args:
         assignment: `job`, the `queue` to report progress to, and the `threads` this worker may use.
     """
-    import ray.train
     import ray.train.torch
 
     job: _Job = assignment["job"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    parameters = job.parameters
     model = _prepared_model(job, threads=assignment["threads"])
     wrapped = ray.train.torch.prepare_model(model)
-    share = fitting.Share(rank, world, batch_size=job.parameters.batch_size, num_rows=len(job.train))
+    soup = averaging.Soup(model)
+    best, train_losses = None, []
+    for number in range(parameters.num_fits):
+        soup.restart(model)
+        fitted = _fit_once(job, model, wrapped, epochs_before=number * parameters.num_epochs, queue=assignment["queue"])
+        if fitted is None:
+            continue
+        soup.add(fitted.model)
+        train_losses.append(fitted.metrics["train_loss"])
+        if best is None or fitted.validation.loss < best.validation.loss:
+            best = fitted
+    if best is None:
+        _report({}, None)
+        return
+    if parameters.num_fits > 1 or parameters.start_share > 0:
+        soup.pour(model, start_share=parameters.start_share)
+        train_loss = sum(train_losses) / len(train_losses)
+        averaged = _validated(job, model, epoch=parameters.num_fits * parameters.num_epochs + 1, train_loss=train_loss)
+        _say(assignment["queue"], dict(averaged.metrics))
+        if averaged.validation.is_no_worse_than(best.validation):
+            best = averaged
+    _report(best.metrics, best.model)
+
+
+@dataclass
+class _Candidate:
+    """A model that may become the checkpoint, and how it did on the validation rows."""
+
+    model: Any
+    validation: fitting.Validation
+    metrics: dict[str, float]
+
+
+def _validated(job: _Job, model: Any, *, epoch: int, train_loss: float) -> _Candidate:
+    validation = fitting.eval_step(model, job.validation, pad_id=job.pad_id)
+    metrics = {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "val_loss": validation.loss,
+        "val_accuracy": validation.accuracy,
+    }
+    return _Candidate(model, validation, metrics)
+
+
+def _fit_once(job: _Job, model: Any, wrapped: Any, *, epochs_before: int, queue: Any) -> _Candidate | None:
+    """Epochs, validation, early stopping; the model of the best epoch, if the loss was a number in any.
+
+    Args:
+        job: What to fit on and how.
+        model: With the weights to start from.
+        wrapped: The same as Ray Train has prepared it.
+        epochs_before: Of earlier fits: no two epochs have the rows in the same order.
+        queue: To report progress to.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    world, parameters = context.get_world_size(), job.parameters
+    share = fitting.Share(context.get_world_rank(), world, batch_size=parameters.batch_size, num_rows=len(job.train))
     optimizer, schedule = fitting.make_optimizer(
-        model, models.head_parameters(model), job.parameters, total_steps=share.steps * job.parameters.num_epochs
+        model, models.head_parameters(model), parameters, total_steps=share.steps * parameters.num_epochs
     )
-    average = fitting.running_average(model, decay=job.parameters.average_decay)
-    stopping = fitting.EarlyStopping(job.parameters.patience)
-    weights = fitting.balanced_weights(job.train.labels, len(job.labels)) if job.parameters.class_weights else None
-    for epoch in range(1, job.parameters.num_epochs + 1):
+    average = averaging.running_average(model, decay=parameters.average_decay)
+    stopping = fitting.EarlyStopping(parameters.patience)
+    weights = fitting.balanced_weights(job.train.labels, len(job.labels)) if parameters.class_weights else None
+    best = None
+    for epoch in range(epochs_before + 1, epochs_before + parameters.num_epochs + 1):
         losses = []
-        for batch in share.batches(job.train, pad_id=job.pad_id, seed=job.parameters.seed, epoch=epoch):
+        for batch in share.batches(job.train, pad_id=job.pad_id, seed=parameters.seed, epoch=epoch):
             losses.append(fitting.train_step(wrapped, optimizer, batch, weights))
             schedule.step()
             average.update_parameters(model)
-            if rank == 0:
-                assignment["queue"].put({"rows": len(batch[2]) * world})
-        validation = fitting.eval_step(average.module, job.validation, pad_id=job.pad_id)
-        metrics = {
-            "epoch": epoch,
-            "train_loss": sum(losses) / len(losses),
-            "val_loss": validation.loss,
-            "val_accuracy": validation.accuracy,
-        }
-        _report(metrics, average.module if stopping.keeps(validation) and rank == 0 else None)
-        if rank == 0:
-            assignment["queue"].put(metrics)
+            _say(queue, {"rows": len(batch[2]) * world})
+        found = _validated(job, average.module, epoch=epoch, train_loss=sum(losses) / len(losses))
+        _say(queue, dict(found.metrics))
+        if stopping.keeps(found.validation):
+            best = dataclasses.replace(found, model=copy.deepcopy(average.module))
         if stopping.should_stop:
             break
+    return best
+
+
+def _say(queue: Any, event: dict[str, Any]) -> None:
+    """Tell the driver, if this is the worker that speaks for all."""
+    import ray.train
+
+    if ray.train.get_context().get_world_rank() == 0:
+        queue.put(event)
 
 
 def _prepared_model(job: _Job, *, threads: int) -> Any:
@@ -300,6 +360,7 @@ def _prepared_model(job: _Job, *, threads: int) -> Any:
     model = models.from_encoder(encoder, job.labels)
     if job.parameters.freeze_embeddings:
         models.freeze_embeddings(model)
+    models.freeze_layers(model, share=job.parameters.frozen_layers)
     last = models.classifier_layer(model, len(job.labels))
     if last is not None:
         fitting.start_head(model, last, job.train, job.parameters, job.pad_id)
@@ -307,10 +368,10 @@ def _prepared_model(job: _Job, *, threads: int) -> Any:
 
 
 def _report(metrics: dict[str, float], model: Any) -> None:
-    """Report one epoch to Ray Train, with a checkpoint if a model is given."""
+    """Report to Ray Train, with a checkpoint if there is a model and this is the worker that speaks for all."""
     import ray.train
 
-    if model is None:
+    if model is None or ray.train.get_context().get_world_rank() != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:

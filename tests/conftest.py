@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch wou
 from madewithml import config
 
 if TYPE_CHECKING:
-    from madewithml import checkpoint, engines, predict, train
+    from madewithml import checkpoint, engines, fitting, predict, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
@@ -175,16 +175,25 @@ def ray_session(_clean_session: None) -> Iterator[None]:
         yield
 
 
+def tiny_parameters() -> fitting.Hyperparameters:
+    """What fits the tiny encoder in seconds."""
+    from madewithml import fitting
+
+    return fitting.Hyperparameters(
+        num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2, num_fits=1, start_share=0.0
+    )
+
+
 @pytest.fixture(scope="session")
 def trained(ray_session: None, tiny_encoder: Path, small_file: Path, settings: config.Settings) -> train.TrainResult:
-    """A real training run: tiny encoder, 160 rows, two epochs, one Ray Train worker, MLflow on SQLite."""
-    from madewithml import fitting, train
+    """A real training run: tiny encoder, 160 rows, one fit of two epochs, one Ray Train worker, MLflow on SQLite."""
+    from madewithml import train
 
     options = train.TrainOptions(
         dataset_loc=str(small_file),
         experiment_name=EXPERIMENT,
         encoder=str(tiny_encoder),
-        parameters=fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2),
+        parameters=tiny_parameters(),
     )
     return train.train(options, settings)
 

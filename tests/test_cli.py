@@ -248,7 +248,7 @@ def training(ray_session, tiny_encoder, small_file, home, tmp_path_factory) -> t
     results = tmp_path_factory.mktemp("results") / "train.json"
     outcome = call(
         *("train", "--dataset-loc", small_file, "--experiment-name", "by-command", "--encoder", tiny_encoder),
-        *("--num-epochs", 1, "--class-weights", "--max-length", 32, "--seed", 3),
+        *("--num-epochs", 1, "--num-fits", 2, "--class-weights", "--max-length", 32, "--seed", 3),
         *("--results_fp", results, "--home", home),
     )
     assert outcome.status == 0, outcome.err
@@ -273,7 +273,7 @@ class TestTrain:
         _, document = training
         params = runs.connect(settings).run(document["run_id"]).data.params
 
-        asked = {"num_epochs": "1", "class_weights": "True", "seed": "3", "max_length": "32"}
+        asked = {"num_epochs": "1", "num_fits": "2", "class_weights": "True", "seed": "3", "max_length": "32"}
         assert {name: params[name] for name in asked} == asked
         assert checkpoint.read(Path(document["checkpoint"])).metadata.max_length == 32
 
@@ -281,6 +281,7 @@ class TestTrain:
         outcome, _ = training
 
         assert re.search(r"^training: \d+/\d+ epoch 1: val_loss \d\.\d{3}, accuracy \d\.\d{3}$", outcome.err, re.M)
+        assert re.search(r"^training: \d+/\d+ average: val_loss \d\.\d{3}, accuracy \d\.\d{3}$", outcome.err, re.M)
         assert "\x1b" not in outcome.err
 
     def test_a_missing_folder_for_the_results_is_noticed_before_training(self, small_file, home, tmp_path):
@@ -305,7 +306,7 @@ class TestTrain:
 
         assert_fails(outcome, 2, "expected comma-separated names, got ' , '")
 
-    @pytest.mark.parametrize("flag", ["--num-epochs", "--batch-size", "--num-workers"])
+    @pytest.mark.parametrize("flag", ["--num-epochs", "--num-fits", "--batch-size", "--num-workers"])
     def test_counts_start_at_one(self, flag, small_file):
         outcome = call("train", "--dataset-loc", small_file, "--experiment-name", "never", flag, 0)
 

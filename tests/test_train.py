@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from madewithml import calibration, checkpoint, config, data, encoders, errors, fitting, predict, runs, texts, train
-from tests.conftest import EXPERIMENT, LABELS, MAX_TOKENS
+from tests.conftest import EXPERIMENT, LABELS, MAX_TOKENS, tiny_parameters
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def options(small_file: Path, tiny_encoder: Path) -> train.TrainOptions:
         dataset_loc=str(small_file),
         experiment_name=EXPERIMENT,
         encoder=str(tiny_encoder),
-        parameters=fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2),
+        parameters=tiny_parameters(),
     )
 
 
@@ -114,11 +114,14 @@ def test_two_workers_train_one_model_even_with_ten_megabytes_in_one_cell(
     giant = pd.DataFrame([{"title": "giant", "description": "images " * 1_500_000, "tag": "computer-vision"}])
     path = tmp_path / "with-a-giant.csv"
     pd.concat([table, giant]).to_csv(path, index=False)
-    parameters = dataclasses.replace(options.parameters, num_epochs=4, batch_size=8, class_weights=True)
+    parameters = dataclasses.replace(options.parameters, num_fits=2, start_share=0.1, batch_size=8, class_weights=True)
     changed = dataclasses.replace(options, dataset_loc=str(path), num_workers=2, parameters=parameters)
     result = train.train(changed, settings)
-    run = runs.connect(settings).run(result.run_id)
+    store = runs.connect(settings)
+    run = store.run(result.run_id)
     assert (run.data.params["num_workers"], run.data.params["class_weights"]) == ("2", "True")
+    steps = {metric.step for metric in store.client.get_metric_history(result.run_id, "val_loss")}
+    assert steps == {1, 2, 3, 4, 5}  # two fits of two epochs, and their average
     assert result.metrics["val_accuracy"] > 0.4  # by chance: 0.25
     assert predict.TorchPredictor.from_checkpoint(result.checkpoint).check_golden() < 1e-4
 
@@ -175,43 +178,98 @@ def in_a_worker(work: Callable[[], Any]) -> Any:
         torch.use_deterministic_algorithms(mode=False)
 
 
-def epochs_of(job: train._Job, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[tuple[dict[str, float], bool]]:
-    """The metrics that a worker reports for each epoch, and whether with a model."""
+@dataclasses.dataclass
+class Fitted:
+    """What a worker did: the metrics of each look at the validation rows, and what it reported at the end."""
+
+    seen: list[dict[str, float]]
+    metrics: dict[str, float]
+    model: Any
+
+    def losses(self) -> list[float]:
+        return [metrics["val_loss"] for metrics in self.seen]
+
+
+def fitted(job: train._Job, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Fitted:
+    """Let a worker of this process do the job, with other parameters."""
     reported = []
-    monkeypatch.setattr(train, "_report", lambda metrics, model: reported.append((metrics, model is not None)))
+    monkeypatch.setattr(train, "_report", lambda metrics, model: reported.append((metrics, model)))
     changed = dataclasses.replace(job, parameters=dataclasses.replace(job.parameters, **changes))
     queue = Queue()
     in_a_worker(lambda: train.fit({"job": changed, "queue": queue, "threads": 1}))
     rows = [event.pop("rows") for event in queue.events if "rows" in event]
-    assert sum(rows) == len(job.train) * len(reported)
-    assert [event for event in queue.events if event] == [metrics for metrics, _ in reported]
-    return reported
+    seen = [event for event in queue.events if event]
+    assert sum(rows) == len(job.train) * sum(metrics["epoch"] <= epochs(changed) for metrics in seen)
+    ((metrics, model),) = reported
+    return Fitted(seen, metrics, model)
 
 
-def test_an_epoch_that_is_better_than_all_before_is_kept(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reported = epochs_of(job, monkeypatch, num_epochs=4, patience=9, learning_rate=0.03)
-    losses = [metrics["val_loss"] for metrics, _ in reported]
-    assert [metrics["epoch"] for metrics, _ in reported] == [1, 2, 3, 4]
-    lowest = [loss < min([float("inf"), *losses[:i]]) for i, loss in enumerate(losses)]
-    assert all(kept for (_, kept), is_lowest in zip(reported, lowest, strict=True) if is_lowest)
+def epochs(job: train._Job) -> int:
+    return job.parameters.num_fits * job.parameters.num_epochs
 
 
-def test_only_the_epochs_that_early_stopping_keeps_come_with_a_model(
+def validation_loss(job: train._Job, model: Any) -> float:
+    return fitting.eval_step(model, job.validation, pad_id=job.pad_id).loss
+
+
+def test_the_best_epoch_is_kept(job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fitted(job, monkeypatch, num_epochs=4, patience=9, learning_rate=0.03)
+    assert [metrics["epoch"] for metrics in found.seen] == [1, 2, 3, 4]
+    assert found.metrics in found.seen
+    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
+
+
+def test_only_an_epoch_that_early_stopping_keeps_is_the_best(
     job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([True, False, True, False])
     monkeypatch.setattr(train.fitting.EarlyStopping, "keeps", lambda _self, _validation: next(answers))
-    reported = epochs_of(job, monkeypatch, num_epochs=4, patience=9)
-    assert [kept for _, kept in reported] == [True, False, True, False]
+    found = fitted(job, monkeypatch, num_epochs=4, patience=9)
+    assert found.metrics == found.seen[2]
+    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
 
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(
     job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reported = epochs_of(job, monkeypatch, num_epochs=9, patience=1, learning_rate=float("nan"), class_weights=True)
-    assert [(metrics["epoch"], kept) for metrics, kept in reported] == [(1, False)]
+    found = fitted(job, monkeypatch, num_epochs=9, patience=1, learning_rate=float("nan"), class_weights=True)
+    assert [metrics["epoch"] for metrics in found.seen] == [1]
+    assert (found.metrics, found.model) == ({}, None)
+
+
+def test_the_average_of_the_fits_is_validated_last_and_kept_unless_it_is_worse(
+    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fitted(job, monkeypatch, num_epochs=1, num_fits=3, start_share=0.2)
+    assert [metrics["epoch"] for metrics in found.seen] == [1, 2, 3, 4]
+    assert found.metrics == found.seen[-1]
+    assert found.metrics["train_loss"] == pytest.approx(np.mean([m["train_loss"] for m in found.seen[:3]]))
+    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
+
+
+def test_a_worse_average_leaves_the_best_fit(
+    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.fitting.Validation, "is_no_worse_than", lambda _self, _other: False)
+    found = fitted(job, monkeypatch, num_epochs=1, num_fits=2)
+    assert found.metrics["val_loss"] == min(found.losses()[:2])
+    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
+
+
+def test_each_fit_starts_at_the_same_weights_and_has_its_own_order(
+    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+    once = train._fit_once
+
+    def watched(job: train._Job, model: Any, wrapped: Any, *, epochs_before: int, queue: Any) -> Any:
+        starts.append([weights.clone() for weights in model.parameters()])
+        return once(job, model, wrapped, epochs_before=epochs_before, queue=queue)
+
+    monkeypatch.setattr(train, "_fit_once", watched)
+    found = fitted(job, monkeypatch, num_epochs=1, num_fits=2)
+    assert all(bool((one == other).all()) for one, other in zip(*starts, strict=True))
+    assert found.losses()[0] != found.losses()[1]
 
 
 def test_a_model_that_is_reported_is_saved_and_leaves_no_folder(
