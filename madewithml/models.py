@@ -145,9 +145,9 @@ def freeze_layers(model: torch.nn.Module, *, share: float) -> None:
     base = getattr(model, str(cast("Any", model).base_model_prefix))
     count = getattr(base.config, "num_hidden_layers", 0)
     stacks = [m for m in base.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
-    for layer in stacks[0][: int(share * count)] if stacks else ():
-        for parameter in layer.parameters():
-            parameter.requires_grad_(requires_grad=False)
+    lowest = list(stacks[0])[: int(share * count)] if stacks else []
+    for layer in lowest:
+        layer.requires_grad_(requires_grad=False)
 
 
 def classifier_layer(model: torch.nn.Module, num_labels: int) -> torch.nn.Linear | None:

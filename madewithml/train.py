@@ -1,6 +1,6 @@
 """Training: a labelled file becomes an MLflow run with a checkpoint.
 
-    file -> data.read_labelled -> data.split -> tokens -> Ray Train workers (`fit`) -> checkpoint -> MLflow
+    file -> data.read_labelled -> data.split -> tokens -> Ray Train workers (`train_worker`) -> checkpoint -> MLflow
 
 The same path serves one worker on a laptop and many on a cluster: Ray Train's `TorchTrainer` starts the workers, each
 takes its share of every batch, and the best by validation loss, usually the average of several fits
@@ -10,7 +10,6 @@ MLflow; workers report to it through a Ray queue.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import tempfile
 import threading
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from madewithml import (
-    averaging,
     checkpoint,
     cluster,
     config,
@@ -34,6 +32,7 @@ from madewithml import (
     packing,
     runs,
     tokenization,
+    train_worker,
 )
 from madewithml import progress as progress_
 
@@ -152,25 +151,13 @@ def _metadata(
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every worker is given."""
-
-    encoder: dict[str, str]
-    labels: list[str]
-    train: fitting.Examples
-    validation: fitting.Examples
-    pad_id: int
-    parameters: fitting.Hyperparameters
-
-
 def _job(
     folder: Path,
     metadata: checkpoint.Metadata,
     rows: data.LabelledText,
     parts: Mapping[str, Sequence[int]],
     parameters: fitting.Hyperparameters,
-) -> _Job:
+) -> train_worker.Job:
     """Tokenise the rows to fit and to validate on, with the tokenizer in `folder`."""
     tokenizer = tokenization.Tokenizer.from_file(
         folder / "tokenizer.json", max_length=metadata.max_length, pad_id=metadata.pad_id
@@ -182,10 +169,10 @@ def _job(
         return fitting.Examples([t.ids for t in tokens], [index[rows.labels[i]] for i in parts[part]])
 
     fitted, validated = examples("train"), examples("validation")
-    return _Job(metadata.encoder, metadata.labels, fitted, validated, metadata.pad_id, parameters)
+    return train_worker.Job(metadata.encoder, metadata.labels, fitted, validated, metadata.pad_id, parameters)
 
 
-def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch) -> dict[str, float]:
+def _run_workers(job: train_worker.Job, num_workers: int, folder: Path, log_epoch: LogEpoch) -> dict[str, float]:
     """Run the workers; leaves the best model in `folder` and returns its metrics."""
     import ray
     import ray.train
@@ -198,7 +185,7 @@ def _run_workers(job: _Job, num_workers: int, folder: Path, log_epoch: LogEpoch)
     reader.start()
     with tempfile.TemporaryDirectory() as storage:
         trainer = ray.train.torch.TorchTrainer(
-            fit,
+            train_worker.work,
             train_loop_config={"job": job, "queue": queue, "threads": cores},
             scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": cores}),
             run_config=ray.train.RunConfig(storage_path=storage, name="train"),
@@ -225,7 +212,7 @@ def _best(result: Any) -> tuple[Any, dict[str, Any]]:
     return best
 
 
-def _relay(queue: Any, job: _Job, log_epoch: LogEpoch) -> None:
+def _relay(queue: Any, job: train_worker.Job, log_epoch: LogEpoch) -> None:
     """Turn what the workers report into progress and MLflow metrics, in the driver."""
     epochs = job.parameters.num_fits * job.parameters.num_epochs
     with progress_.track("training", total=epochs * len(job.train)) as bar:
@@ -242,138 +229,3 @@ def _relay(queue: Any, job: _Job, log_epoch: LogEpoch) -> None:
 def _last_line(err: BaseException) -> str:
     lines = [line for line in str(err).splitlines() if line.strip()]
     return lines[-1] if lines else type(err).__name__
-
-
-def fit(assignment: dict[str, Any]) -> None:
-    """The work of one training worker: fits from one start, their average, and a checkpoint of the best of these.
-
-    Args:
-        assignment: `job`, the `queue` to report progress to, and the `threads` this worker may use.
-    """
-    import ray.train.torch
-
-    job: _Job = assignment["job"]
-    parameters = job.parameters
-    model = _prepared_model(job, threads=assignment["threads"])
-    wrapped = ray.train.torch.prepare_model(model)
-    soup = averaging.Soup(model)
-    best, train_losses = None, []
-    for number in range(parameters.num_fits):
-        soup.restart(model)
-        fitted = _fit_once(job, model, wrapped, epochs_before=number * parameters.num_epochs, queue=assignment["queue"])
-        if fitted is None:
-            continue
-        soup.add(fitted.model)
-        train_losses.append(fitted.metrics["train_loss"])
-        if best is None or fitted.validation.loss < best.validation.loss:
-            best = fitted
-    if best is None:
-        _report({}, None)
-        return
-    if parameters.num_fits > 1 or parameters.start_share > 0:
-        soup.pour(model, start_share=parameters.start_share)
-        train_loss = sum(train_losses) / len(train_losses)
-        averaged = _validated(job, model, epoch=parameters.num_fits * parameters.num_epochs + 1, train_loss=train_loss)
-        _say(assignment["queue"], dict(averaged.metrics))
-        if averaged.validation.is_no_worse_than(best.validation):
-            best = averaged
-    _report(best.metrics, best.model)
-
-
-@dataclass
-class _Candidate:
-    """A model that may become the checkpoint, and how it did on the validation rows."""
-
-    model: Any
-    validation: fitting.Validation
-    metrics: dict[str, float]
-
-
-def _validated(job: _Job, model: Any, *, epoch: int, train_loss: float) -> _Candidate:
-    validation = fitting.eval_step(model, job.validation, pad_id=job.pad_id)
-    metrics = {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "val_loss": validation.loss,
-        "val_accuracy": validation.accuracy,
-    }
-    return _Candidate(model, validation, metrics)
-
-
-def _fit_once(job: _Job, model: Any, wrapped: Any, *, epochs_before: int, queue: Any) -> _Candidate | None:
-    """Epochs, validation, early stopping; the model of the best epoch, if the loss was a number in any.
-
-    Args:
-        job: What to fit on and how.
-        model: With the weights to start from.
-        wrapped: The same as Ray Train has prepared it.
-        epochs_before: Of earlier fits: no two epochs have the rows in the same order.
-        queue: To report progress to.
-    """
-    import ray.train
-
-    context = ray.train.get_context()
-    world, parameters = context.get_world_size(), job.parameters
-    share = fitting.Share(context.get_world_rank(), world, batch_size=parameters.batch_size, num_rows=len(job.train))
-    optimizer, schedule = fitting.make_optimizer(
-        model, models.head_parameters(model), parameters, total_steps=share.steps * parameters.num_epochs
-    )
-    average = averaging.running_average(model, decay=parameters.average_decay)
-    stopping = fitting.EarlyStopping(parameters.patience)
-    weights = fitting.balanced_weights(job.train.labels, len(job.labels)) if parameters.class_weights else None
-    best = None
-    for epoch in range(epochs_before + 1, epochs_before + parameters.num_epochs + 1):
-        losses = []
-        for batch in share.batches(job.train, pad_id=job.pad_id, seed=parameters.seed, epoch=epoch):
-            losses.append(fitting.train_step(wrapped, optimizer, batch, weights))
-            schedule.step()
-            average.update_parameters(model)
-            _say(queue, {"rows": len(batch[2]) * world})
-        found = _validated(job, average.module, epoch=epoch, train_loss=sum(losses) / len(losses))
-        _say(queue, dict(found.metrics))
-        if stopping.keeps(found.validation):
-            best = dataclasses.replace(found, model=copy.deepcopy(average.module))
-        if stopping.should_stop:
-            break
-    return best
-
-
-def _say(queue: Any, event: dict[str, Any]) -> None:
-    """Tell the driver, if this is the worker that speaks for all."""
-    import ray.train
-
-    if ray.train.get_context().get_world_rank() == 0:
-        queue.put(event)
-
-
-def _prepared_model(job: _Job, *, threads: int) -> Any:
-    """A fresh classifier, the same in every worker."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(job.parameters.seed)
-    torch.use_deterministic_algorithms(mode=True)
-    encoder = encoders.find(job.encoder["name"])
-    if encoder.sha256 != job.encoder["sha256"]:
-        msg = f"encoder {encoder.name!r} differs between machines of the cluster"
-        raise errors.InputError(msg)
-    model = models.from_encoder(encoder, job.labels)
-    if job.parameters.freeze_embeddings:
-        models.freeze_embeddings(model)
-    models.freeze_layers(model, share=job.parameters.frozen_layers)
-    last = models.classifier_layer(model, len(job.labels))
-    if last is not None:
-        fitting.start_head(model, last, job.train, job.parameters, job.pad_id)
-    return model
-
-
-def _report(metrics: dict[str, float], model: Any) -> None:
-    """Report to Ray Train, with a checkpoint if there is a model and this is the worker that speaks for all."""
-    import ray.train
-
-    if model is None or ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        models.save(model, Path(folder))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

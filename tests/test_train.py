@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import queue
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from madewithml import calibration, checkpoint, config, data, encoders, errors, fitting, predict, runs, texts, train
+from madewithml import (
+    calibration,
+    checkpoint,
+    config,
+    data,
+    encoders,
+    errors,
+    predict,
+    runs,
+    texts,
+    train,
+    train_worker,
+)
 from tests.conftest import EXPERIMENT, LABELS, MAX_TOKENS, tiny_parameters
 
 
@@ -126,8 +138,17 @@ def test_two_workers_train_one_model_even_with_ten_megabytes_in_one_cell(
     assert predict.TorchPredictor.from_checkpoint(result.checkpoint).check_golden() < 1e-4
 
 
+@pytest.fixture
+def job(options: train.TrainOptions, tiny_tokenizer: Path) -> train_worker.Job:
+    """What a worker is given for the small file."""
+    encoder = encoders.find(options.encoder)
+    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
+    parts = data.split(rows.labels, shares=options.shares, seed=0)
+    return train._job(tiny_tokenizer, train._metadata(options, encoder, LABELS, rows), rows, parts, options.parameters)
+
+
 def test_a_fault_in_a_worker_is_one_line_that_says_what_failed(
-    ray_session: None, job: train._Job, tmp_path: Path
+    ray_session: None, job: train_worker.Job, tmp_path: Path
 ) -> None:
     job.encoder["sha256"] = "0" * 64
     with pytest.raises(
@@ -137,164 +158,20 @@ def test_a_fault_in_a_worker_is_one_line_that_says_what_failed(
     assert "\n" not in caught.value.message
 
 
-class Queue:
-    """What the workers report to, in this process."""
-
-    def __init__(self, *events: Any) -> None:
-        self.events = list(events)
-
-    def put(self, event: Any) -> None:
-        self.events.append(dict(event))
-
-    def get(self) -> Any:
-        return self.events.pop(0) if self.events else None
-
-
-@pytest.fixture
-def job(options: train.TrainOptions, tiny_tokenizer: Path) -> train._Job:
-    """What a worker is given for the small file."""
-    encoder = encoders.find(options.encoder)
-    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
-    parts = data.split(rows.labels, shares=options.shares, seed=0)
-    return train._job(tiny_tokenizer, train._metadata(options, encoder, LABELS, rows), rows, parts, options.parameters)
-
-
-def test_another_encoder_on_another_machine_is_refused(job: train._Job) -> None:
-    job.encoder["sha256"] = "0" * 64
-    with pytest.raises(errors.InputError, match=r"encoder '.*/tiny' differs between machines of the cluster"):
-        in_a_worker(lambda: train._prepared_model(job, threads=1))
-
-
-def in_a_worker(work: Callable[[], Any]) -> Any:
-    """Run something as Ray Train's only worker, in this process."""
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    trainer = ray.train.torch.TorchTrainer(work, scaling_config=ray.train.ScalingConfig(num_workers=0))
-    try:
-        return trainer.fit()
-    finally:
-        torch.use_deterministic_algorithms(mode=False)
-
-
-@dataclasses.dataclass
-class Fitted:
-    """What a worker did: the metrics of each look at the validation rows, and what it reported at the end."""
-
-    seen: list[dict[str, float]]
-    metrics: dict[str, float]
-    model: Any
-
-    def losses(self) -> list[float]:
-        return [metrics["val_loss"] for metrics in self.seen]
-
-
-def fitted(job: train._Job, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Fitted:
-    """Let a worker of this process do the job, with other parameters."""
-    reported = []
-    monkeypatch.setattr(train, "_report", lambda metrics, model: reported.append((metrics, model)))
-    changed = dataclasses.replace(job, parameters=dataclasses.replace(job.parameters, **changes))
-    queue = Queue()
-    in_a_worker(lambda: train.fit({"job": changed, "queue": queue, "threads": 1}))
-    rows = [event.pop("rows") for event in queue.events if "rows" in event]
-    seen = [event for event in queue.events if event]
-    assert sum(rows) == len(job.train) * sum(metrics["epoch"] <= epochs(changed) for metrics in seen)
-    ((metrics, model),) = reported
-    return Fitted(seen, metrics, model)
-
-
-def epochs(job: train._Job) -> int:
-    return job.parameters.num_fits * job.parameters.num_epochs
-
-
-def validation_loss(job: train._Job, model: Any) -> float:
-    return fitting.eval_step(model, job.validation, pad_id=job.pad_id).loss
-
-
-def test_the_best_epoch_is_kept(job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = fitted(job, monkeypatch, num_epochs=4, patience=9, learning_rate=0.03)
-    assert [metrics["epoch"] for metrics in found.seen] == [1, 2, 3, 4]
-    assert found.metrics in found.seen
-    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
-
-
-def test_only_an_epoch_that_early_stopping_keeps_is_the_best(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = iter([True, False, True, False])
-    monkeypatch.setattr(train.fitting.EarlyStopping, "keeps", lambda _self, _validation: next(answers))
-    found = fitted(job, monkeypatch, num_epochs=4, patience=9)
-    assert found.metrics == found.seen[2]
-    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
-
-
-def test_training_stops_when_the_validation_loss_no_longer_falls(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = fitted(job, monkeypatch, num_epochs=9, patience=1, learning_rate=float("nan"), class_weights=True)
-    assert [metrics["epoch"] for metrics in found.seen] == [1]
-    assert (found.metrics, found.model) == ({}, None)
-
-
-def test_the_average_of_the_fits_is_validated_last_and_kept_unless_it_is_worse(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = fitted(job, monkeypatch, num_epochs=1, num_fits=3, start_share=0.2)
-    assert [metrics["epoch"] for metrics in found.seen] == [1, 2, 3, 4]
-    assert found.metrics == found.seen[-1]
-    assert found.metrics["train_loss"] == pytest.approx(np.mean([m["train_loss"] for m in found.seen[:3]]))
-    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
-
-
-def test_a_worse_average_leaves_the_best_fit(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train.fitting.Validation, "is_no_worse_than", lambda _self, _other: False)
-    found = fitted(job, monkeypatch, num_epochs=1, num_fits=2)
-    assert found.metrics["val_loss"] == min(found.losses()[:2])
-    assert validation_loss(job, found.model) == pytest.approx(found.metrics["val_loss"], abs=1e-6)
-
-
-def test_each_fit_starts_at_the_same_weights_and_has_its_own_order(
-    job: train._Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starts = []
-    once = train._fit_once
-
-    def watched(job: train._Job, model: Any, wrapped: Any, *, epochs_before: int, queue: Any) -> Any:
-        starts.append([weights.clone() for weights in model.parameters()])
-        return once(job, model, wrapped, epochs_before=epochs_before, queue=queue)
-
-    monkeypatch.setattr(train, "_fit_once", watched)
-    found = fitted(job, monkeypatch, num_epochs=1, num_fits=2)
-    assert all(bool((one == other).all()) for one, other in zip(*starts, strict=True))
-    assert found.losses()[0] != found.losses()[1]
-
-
-def test_a_model_that_is_reported_is_saved_and_leaves_no_folder(
-    job: train._Job, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved = []
-    monkeypatch.setattr(train.models, "save", lambda model, folder: saved.append((model, folder)))
-    results = [in_a_worker(lambda given=given: train._report({"val_loss": 0.5}, given)) for given in (None, "model")]
-    assert [result.metrics for result in results] == [{"val_loss": 0.5}] * 2
-    assert [model for model, _ in saved] == ["model"]
-    assert not saved[0][1].exists()
-
-
 def test_without_a_single_good_epoch_the_learning_rate_is_blamed() -> None:
     with pytest.raises(errors.InputError, match="the validation loss was not a number in any epoch, so the learning"):
         train._best(SimpleNamespace(best_checkpoints=[]))
 
 
 def test_what_the_workers_report_becomes_progress_and_logged_metrics(
-    job: train._Job, capsys: pytest.CaptureFixture[str]
+    job: train_worker.Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logged = []
     metrics = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.25, "val_accuracy": 1.0}
-    queue = Queue({"rows": 2}, {"rows": 1}, metrics)
-    train._relay(queue, job, lambda found, *, step: logged.append((dict(found), step)))
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for event in ({"rows": 2}, {"rows": 1}, metrics, None):
+        said.put(event)
+    train._relay(said, job, lambda found, *, step: logged.append((dict(found), step)))
     assert logged == [({"train_loss": 0.5, "val_loss": 0.25, "val_accuracy": 1.0}, 1)]
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"training: 3/{2 * len(job.train)} epoch 1: val_loss 0.250, accuracy 1.000"
