@@ -129,10 +129,32 @@ def _serve(found: plan.Found, folder: Path | None) -> None:
     if workers == 1:
         uvicorn.Server(configuration).run()
         return
-    processes = multiprocess.Multiprocess(configuration, sockets=[_socket_of(configuration)])
+    processes = Processes(configuration, sockets=[_socket_of(configuration)])
     processes.run()
     if any(process.exitcode == STARTUP_FAILURE for process in processes.processes):
         raise errors.StartError(f"the {workers} processes could not start")
+
+
+class Processes(multiprocess.Multiprocess):
+    """Uvicorn's processes, whose end is seen at once.
+
+    The first process holds on to both ends of the pipe by which it asks another whether it is well. So a process that
+    ended just then, because it could not start, would be waited for as long as one that hangs.
+    """
+
+    def init_processes(self) -> None:
+        """Start them."""
+        super().init_processes()
+        self._let_go()
+
+    def keep_subprocess_alive(self) -> None:
+        """Start those anew that have ended."""
+        super().keep_subprocess_alive()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for process in self.processes:
+            process.child_conn.close()
 
 
 def _socket_of(configuration: uvicorn.Config) -> socket.socket:

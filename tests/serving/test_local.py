@@ -6,10 +6,14 @@ import json
 import os
 import signal
 import sys
+import time
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
+import uvicorn
+from uvicorn.supervisors import multiprocess
 
 from madewithml import errors
 from madewithml.serving import local
@@ -153,6 +157,18 @@ class TestASignal:
 
         asyncio.run(scenario())
         assert seen[0] == signal.SIGINT
+
+
+def test_an_end_is_seen_while_the_process_is_asked_whether_it_is_well(monkeypatch):
+    ended = SimpleNamespace(start=lambda: None, is_alive=lambda: True)  # it ends after this look
+    monkeypatch.setattr(multiprocess, "get_subprocess", lambda *_: ended)
+    monkeypatch.setattr(multiprocess, "SIGNALS", {})
+    processes = local.Processes(uvicorn.Config("any", workers=2), sockets=[])
+    processes.init_processes()
+
+    started = time.monotonic()
+    assert [one.is_alive(timeout=60) for one in processes.processes] == [False, False]
+    assert time.monotonic() - started < 30
 
 
 class TestOneProcess:
