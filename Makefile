@@ -9,8 +9,8 @@ CHECKPOINT ?=
 SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
-# The tests run in two processes that take about as long as each other: those of serving but for two files, and the rest.
-BESIDE := tests/serving/test_clients.py tests/serving/test_command_line.py
+# The tests run in two processes that take about as long as each other: those of serving but for some files, and the rest.
+BESIDE := $(addprefix tests/serving/test_,$(addsuffix .py,clients command_line haproxy trial))
 
 CLIENTS := .venv-clients
 

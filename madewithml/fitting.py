@@ -43,12 +43,11 @@ class Hyperparameters:
         num_fits: Fits from the same start, each with the rows in another order; their weights are averaged.
         start_share: Share of the start in the final weights.
         freeze_embeddings: Whether the encoder's word embeddings stay as they are.
-        frozen_layers: Share of the encoder's layers, from the lowest, that stay as they are.
         class_weights: Whether rare classes count more in the loss.
         seed: Of everything random.
     """
 
-    num_epochs: int = 4
+    num_epochs: int = 3
     batch_size: int = 16
     learning_rate: float = 1e-4
     head_learning_rate: float = 1e-3
@@ -56,10 +55,9 @@ class Hyperparameters:
     warmup_share: float = 0.1
     average_decay: float = 0.95
     patience: int = 3
-    num_fits: int = 3
+    num_fits: int = 2
     start_share: float = 0.3
     freeze_embeddings: bool = True
-    frozen_layers: float = 1 / 3
     class_weights: bool = False
     seed: int = 0
 

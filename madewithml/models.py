@@ -136,20 +136,6 @@ def freeze_embeddings(model: torch.nn.Module) -> None:
         parameter.requires_grad_(requires_grad=False)
 
 
-def freeze_layers(model: torch.nn.Module, *, share: float) -> None:
-    """Keep this share of the encoder's layers, from the lowest, as they were pretrained.
-
-    What they know is general, so fitting that leaves them alone is as good (Lee et al. 2019, "What Would Elsa Do?"),
-    and takes less time, since no gradient goes through them. An encoder whose layers cannot be told keeps none.
-    """
-    base = getattr(model, str(cast("Any", model).base_model_prefix))
-    count = getattr(base.config, "num_hidden_layers", 0)
-    stacks = [m for m in base.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
-    lowest = list(stacks[0])[: int(share * count)] if stacks else []
-    for layer in lowest:
-        layer.requires_grad_(requires_grad=False)
-
-
 def classifier_layer(model: torch.nn.Module, num_labels: int) -> torch.nn.Linear | None:
     """The head's last layer, which gives the logits; None if it is no plain linear one."""
     layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == num_labels]

@@ -152,7 +152,6 @@ def _prepared_model(job: Job, *, threads: int) -> Any:
     model = models.from_encoder(encoder, job.labels)
     if job.parameters.freeze_embeddings:
         models.freeze_embeddings(model)
-    models.freeze_layers(model, share=job.parameters.frozen_layers)
     last = models.classifier_layer(model, len(job.labels))
     if last is not None:
         fitting.start_head(model, last, job.train, job.parameters, job.pad_id)

@@ -211,21 +211,6 @@ def test_frozen_embeddings_are_the_only_weights_that_learn_nothing(encoder: enco
     assert all(p.requires_grad for p in model.bert.encoder.parameters())
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, []), (0.4, []), (0.5, ["0"]), (1.0, ["0", "1"])])
-def test_the_lowest_layers_learn_nothing(encoder: encoders.Encoder, share: float, expected: list[str]) -> None:
-    model: Any = models.from_encoder(encoder, LABELS)
-    models.freeze_layers(model, share=share)
-    frozen = {tuple(name.split(".")[1:4]) for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {("encoder", "layer", number) for number in expected}
-
-
-def test_an_encoder_whose_layers_cannot_be_told_learns_in_all_of_them(encoder: encoders.Encoder) -> None:
-    model: Any = models.from_encoder(encoder, LABELS)
-    model.bert.config.num_hidden_layers = 7
-    models.freeze_layers(model, share=1.0)
-    assert all(p.requires_grad for p in model.parameters())
-
-
 def test_the_layer_that_gives_the_logits_is_found(encoder: encoders.Encoder) -> None:
     model: Any = models.from_encoder(encoder, LABELS)
     assert models.classifier_layer(model, len(LABELS)) is model.classifier

@@ -43,6 +43,7 @@ def test_two_replicas(fault, scene, service):
     assert not finding.broken, finding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", faults.ONE_REPLICA, ids=lambda fault: fault.__name__)
 def test_one_replica(fault, scene):
     with scene.service(replicas=1) as service:
