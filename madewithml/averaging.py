@@ -1,9 +1,8 @@
-"""Averages of weights: over the steps of a fit, over fits from the same start, and of these with the start.
+"""Averages of weights, over the steps of a fit and over fits from the same start.
 
-    step, step, ... -> running_average -> Soup.add      (once a fit)
-    start, fits     -> Soup.pour                        -> the model that is kept
+    step, step, ... -> running_average -> Soup.add (once a fit) ... -> Soup.pour -> one model
 
-All of them cost nothing when the model answers: it has as many weights as before.
+They cost nothing when the model answers: it has as many weights as each.
 """
 
 from __future__ import annotations
@@ -31,11 +30,10 @@ def running_average(model: nn.Module, *, decay: float) -> optim.swa_utils.Averag
 
 
 class Soup:
-    """The mean weights of several fits from one start, drawn back towards that start.
+    """The mean weights of several fits from one start.
 
-    The mean of fits that saw the rows in different orders makes fewer mistakes than each of them (Wortsman et al. 2022,
-    "Model soups"). Part of the way back to the start keeps more of what the encoder knew before, and is less
-    over-confident (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+    The mean of fits that saw the rows in different orders makes fewer mistakes than each of them, and is less
+    over-confident (Wortsman et al. 2022, "Model soups").
 
     Args:
         start: The model that every fit starts from; its weights are copied.
@@ -44,7 +42,7 @@ class Soup:
     def __init__(self, start: nn.Module) -> None:
         self._start = {name: values.detach().clone() for name, values in start.state_dict().items()}
         self._mean: dict[str, torch.Tensor] = {}
-        self.num_fits = 0
+        self._num_fits = 0
 
     def restart(self, model: nn.Module) -> None:
         """Give the model the weights of the start."""
@@ -52,24 +50,19 @@ class Soup:
 
     def add(self, fitted: nn.Module) -> None:
         """Take one fit's weights into the mean."""
-        self.num_fits += 1
+        self._num_fits += 1
         for name, values in fitted.state_dict().items():
             if name not in self._mean:
                 self._mean[name] = values.detach().clone()
             elif values.is_floating_point():
-                self._mean[name].lerp_(values.detach(), 1.0 / self.num_fits)
+                self._mean[name].lerp_(values.detach(), 1.0 / self._num_fits)
 
-    def pour(self, model: nn.Module, *, start_share: float) -> None:
-        """Give the model the mean, with so large a share of the start in it.
+    def pour(self, model: nn.Module) -> None:
+        """Give the model the mean.
 
         Raises:
             ValueError: No fit was added.
         """
-        if not self.num_fits:
+        if not self._num_fits:
             raise ValueError("a soup of no fits")
-        model.load_state_dict(
-            {
-                name: torch.lerp(mean, self._start[name], start_share) if mean.is_floating_point() else mean
-                for name, mean in self._mean.items()
-            }
-        )
+        model.load_state_dict(self._mean)

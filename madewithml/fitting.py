@@ -41,7 +41,6 @@ class Hyperparameters:
         average_decay: Of the running average of the weights, which is what is validated and kept.
         patience: Epochs without a better validation loss before a fit stops.
         num_fits: Fits from the same start, each with the rows in another order; their weights are averaged.
-        start_share: Share of the start in the final weights.
         freeze_embeddings: Whether the encoder's word embeddings stay as they are.
         class_weights: Whether rare classes count more in the loss.
         seed: Of everything random.
@@ -56,7 +55,6 @@ class Hyperparameters:
     average_decay: float = 0.95
     patience: int = 3
     num_fits: int = 2
-    start_share: float = 0.3
     freeze_embeddings: bool = True
     class_weights: bool = False
     seed: int = 0

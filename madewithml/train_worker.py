@@ -63,8 +63,8 @@ def work(assignment: dict[str, Any]) -> None:
     if best is None:
         _report({}, None)
         return
-    if parameters.num_fits > 1 or parameters.start_share > 0:
-        soup.pour(model, start_share=parameters.start_share)
+    if parameters.num_fits > 1:
+        soup.pour(model)
         epoch = parameters.num_fits * parameters.num_epochs + 1
         averaged = _validated(job, model, epoch=epoch, train_loss=sum(train_losses) / len(train_losses))
         _say(assignment["queue"], dict(averaged.metrics))

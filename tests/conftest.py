@@ -179,9 +179,7 @@ def tiny_parameters() -> fitting.Hyperparameters:
     """What fits the tiny encoder in seconds."""
     from madewithml import fitting
 
-    return fitting.Hyperparameters(
-        num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2, num_fits=1, start_share=0.0
-    )
+    return fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2, num_fits=1)
 
 
 @pytest.fixture(scope="session")

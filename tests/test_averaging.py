@@ -37,15 +37,13 @@ def test_the_running_average_weighs_the_newest_by_what_the_decay_leaves() -> Non
     assert seen == pytest.approx([first, first + (2 - first) * (1 - 3 / 12)])
 
 
-def test_the_soup_is_the_mean_of_the_fits_drawn_to_the_start() -> None:
+def test_the_soup_is_the_mean_of_the_fits() -> None:
     soup = averaging.Soup(model(1.0))
     for value in (2.0, 3.0, 7.0):
         soup.add(model(value, steps=5))
     target = model(0.0)
-    soup.pour(target, start_share=0.0)
+    soup.pour(target)
     assert weight(target) == pytest.approx(4.0)
-    soup.pour(target, start_share=0.25)
-    assert weight(target) == pytest.approx(3.25)
     assert target.get_buffer("steps").item() == 5
 
 
@@ -56,11 +54,11 @@ def test_neither_fitting_on_nor_pouring_changes_what_the_soup_has() -> None:
     with torch.no_grad():
         start.get_parameter("weight").fill_(9.0)
         fitted.get_parameter("weight").fill_(9.0)
-    soup.pour(fitted, start_share=0.5)
+    soup.pour(fitted)
     soup.restart(start)
-    assert (weight(fitted), weight(start)) == (1.5, 1.0)
+    assert (weight(fitted), weight(start)) == (2.0, 1.0)
 
 
 def test_a_soup_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="a soup of no fits"):
-        averaging.Soup(model(1.0)).pour(model(1.0), start_share=0.0)
+        averaging.Soup(model(1.0)).pour(model(1.0))

@@ -126,7 +126,7 @@ def test_two_workers_train_one_model_even_with_ten_megabytes_in_one_cell(
     giant = pd.DataFrame([{"title": "giant", "description": "images " * 1_500_000, "tag": "computer-vision"}])
     path = tmp_path / "with-a-giant.csv"
     pd.concat([table, giant]).to_csv(path, index=False)
-    parameters = dataclasses.replace(options.parameters, num_fits=2, start_share=0.1, batch_size=8, class_weights=True)
+    parameters = dataclasses.replace(options.parameters, num_fits=2, batch_size=8, class_weights=True)
     changed = dataclasses.replace(options, dataset_loc=str(path), num_workers=2, parameters=parameters)
     result = train.train(changed, settings)
     store = runs.connect(settings)

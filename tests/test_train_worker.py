@@ -111,7 +111,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(
 def test_the_average_of_the_fits_is_validated_last_and_kept_unless_it_is_worse(
     job: train_worker.Job, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = fitted(job, monkeypatch, num_epochs=1, num_fits=3, start_share=0.2)
+    found = fitted(job, monkeypatch, num_epochs=1, num_fits=3)
     assert [metrics["epoch"] for metrics in found.seen] == [1, 2, 3, 4]
     assert found.metrics == found.seen[-1]
     assert found.metrics["train_loss"] == pytest.approx(np.mean([m["train_loss"] for m in found.seen[:3]]))
