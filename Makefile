@@ -10,7 +10,7 @@ SERVE_OPTIONS ?=
 MAX_RISK ?= 0.05
 SAMPLE := madewithml/sample/projects.csv
 # The tests run in two processes that take about as long as each other: those of serving but for some files, and the rest.
-BESIDE := $(addprefix tests/serving/test_,$(addsuffix .py,clients command_line haproxy trial))
+BESIDE := $(addprefix tests/serving/test_,$(addsuffix .py,clients command_line trial))
 
 CLIENTS := .venv-clients
 
