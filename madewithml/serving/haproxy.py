@@ -70,6 +70,7 @@ START_TIMEOUT_S = 10.0
 LONGEST_NAME = 80
 STATISTICS = ("frontend prometheus", "listen stats")
 FRONTEND, BACKEND = "frontend http_frontend", "backend long_bodies"
+NOT_READY = "http-request deny deny_status 503"
 UNWATCHED = 'http-request set-header X-Request-Disconnect-Disabled "?1"'
 
 
@@ -102,6 +103,14 @@ def rewrite(configuration: str, *, pages: Path, long_bodies: str, listen: str | 
     backend = f"{BACKEND}\n    retry-on conn-failure\n    server long_bodies {long_bodies}\n"
     table = f"backend {ANSWERS}\n    stick-table type integer size 1 expire 10s store gpc0_rate(1s),gpc1_rate(1s)\n"
     return "".join([*rewritten, backend, table])
+
+
+def unready(configuration: str) -> str:
+    """The generated configuration with our 503 in place of Ray's 404, which stands where it knows of no app.
+
+    Ours is under every path, so that is so only until it is deployed: a client is to come again.
+    """
+    return re.sub(r"http-request return status 404 .*available routes.*", NOT_READY, configuration)
 
 
 def through_doors(configuration: str, is_open: Callable[[str], bool]) -> str:
@@ -220,7 +229,7 @@ def _frontend(frontend: str, refusals: Sequence[str]) -> str:
     costs two tasks a request.
     """
     rules = (
-        "http-request deny deny_status 503 if { var(proc.draining) -m bool }",  # set by `draining`
+        f"{NOT_READY} if {{ var(proc.draining) -m bool }}",  # set by `draining`
         *refusals,
         f"timeout client {READING_TIMEOUT_S}s",
         f"timeout http-request {SENDING_TIMEOUT_S}s",
@@ -285,7 +294,8 @@ def main() -> None:
 def _prepare(path: Path, binary: str) -> None:
     """Rewrite the configuration, and start the HAProxy for long bodies."""
     timeout_ms = int(os.environ.get(TIMEOUT_VARIABLE, ANSWER_TIMEOUT_MS))
-    generated = bounded(through_doors(path.read_text(encoding="utf-8"), _listens), timeout_ms=timeout_ms)
+    read = unready(path.read_text(encoding="utf-8"))
+    generated = bounded(through_doors(read, _listens), timeout_ms=timeout_ms)
     error_pages.write(path.parent)
     # An address of its own for each start: while one configuration takes over from another, both are in use. It is in
     # the kernel's own name space, where there is no file to clean up and no limit on the length of a folder's name.

@@ -1,6 +1,7 @@
 """The launcher that stands in for HAProxy, on the text it rewrites and with the real binary."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -66,6 +67,17 @@ def section(text, name):
     lines = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
     (found,) = [part for part in lines if part.startswith(name)]
     return [" ".join(line.split()) for line in found.splitlines()[1:]]
+
+
+def test_where_rays_own_template_says_that_there_is_no_app_a_client_is_to_come_again():
+    folder = Path(importlib.util.find_spec("ray").origin).parent  # not imported: that takes settings for good
+    template = (folder / "serve" / "_private" / "haproxy_templates.py").read_text(encoding="utf-8")
+    changed = [
+        (before.split()[:4], after.strip())
+        for before, after in zip(template.splitlines(), haproxy.unready(template).splitlines(), strict=True)
+        if before != after
+    ]
+    assert changed == [(["http-request", "return", "status", "404"], haproxy.NOT_READY)]
 
 
 class TestRewrite:
