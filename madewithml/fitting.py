@@ -1,8 +1,8 @@
-"""Fitting, as it runs in each training worker: pure steps, and the loop over epochs.
+"""The steps of fitting, which each training worker takes epoch after epoch (`train_worker`).
 
-    tokens -> batches (shuffled, like lengths together, a share per worker) -> train_step ... -> eval_step -> report
+    tokens -> batches (shuffled, like lengths together, a share per worker) -> train_step ... -> eval_step
 
-The loop gives the same weights for the same seed, data, number of workers and threads. With several workers the
+They give the same weights for the same seed, data, number of workers and threads. With several workers the
 gradients are averaged by torch's DistributedDataParallel, which Ray Train sets up.
 """
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch wou
 from madewithml import config
 
 if TYPE_CHECKING:
-    from madewithml import checkpoint, engines, fitting, predict, train
+    from madewithml import checkpoint, engines, predict, train, train_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
@@ -175,25 +175,36 @@ def ray_session(_clean_session: None) -> Iterator[None]:
         yield
 
 
-def tiny_parameters() -> fitting.Hyperparameters:
-    """What fits the tiny encoder in seconds."""
-    from madewithml import fitting
-
-    return fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2, num_fits=1)
-
-
 @pytest.fixture(scope="session")
-def trained(ray_session: None, tiny_encoder: Path, small_file: Path, settings: config.Settings) -> train.TrainResult:
-    """A real training run: tiny encoder, 160 rows, one fit of two epochs, one Ray Train worker, MLflow on SQLite."""
-    from madewithml import train
+def training_options(tiny_encoder: Path, small_file: Path) -> train.TrainOptions:
+    """What the session's training run is asked to do: tiny encoder, 160 rows, one fit of two epochs, one worker."""
+    from madewithml import fitting, train
 
-    options = train.TrainOptions(
+    return train.TrainOptions(
         dataset_loc=str(small_file),
         experiment_name=EXPERIMENT,
         encoder=str(tiny_encoder),
-        parameters=tiny_parameters(),
+        parameters=fitting.Hyperparameters(num_epochs=2, learning_rate=1e-3, head_learning_rate=1e-2, num_fits=1),
     )
-    return train.train(options, settings)
+
+
+@pytest.fixture
+def job(training_options: train.TrainOptions, tiny_tokenizer: Path) -> train_worker.Job:
+    """What the workers of that run are given."""
+    from madewithml import data, encoders, train
+
+    options, encoder = training_options, encoders.find(training_options.encoder)
+    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
+    parts = data.split(rows.labels, shares=options.shares, seed=0)
+    return train._job(tiny_tokenizer, train._metadata(options, encoder, LABELS, rows), rows, parts, options.parameters)
+
+
+@pytest.fixture(scope="session")
+def trained(ray_session: None, training_options: train.TrainOptions, settings: config.Settings) -> train.TrainResult:
+    """A real training run by Ray Train, in MLflow on SQLite."""
+    from madewithml import train
+
+    return train.train(training_options, settings)
 
 
 @pytest.fixture(scope="session")

@@ -24,18 +24,7 @@ from madewithml import (
     train,
     train_worker,
 )
-from tests.conftest import EXPERIMENT, LABELS, MAX_TOKENS, tiny_parameters
-
-
-@pytest.fixture
-def options(small_file: Path, tiny_encoder: Path) -> train.TrainOptions:
-    """The options of the session's training run."""
-    return train.TrainOptions(
-        dataset_loc=str(small_file),
-        experiment_name=EXPERIMENT,
-        encoder=str(tiny_encoder),
-        parameters=tiny_parameters(),
-    )
+from tests.conftest import LABELS, MAX_TOKENS
 
 
 def written(folder: Path, lines: list[str], header: str = "title,description,tag") -> str:
@@ -45,11 +34,11 @@ def written(folder: Path, lines: list[str], header: str = "title,description,tag
 
 
 def test_training_gives_a_run_with_a_whole_checkpoint_that_names_what_made_it(
-    trained: train.TrainResult, options: train.TrainOptions, tiny_encoder: Path
+    trained: train.TrainResult, training_options: train.TrainOptions, tiny_encoder: Path
 ) -> None:
     found = checkpoint.read(trained.checkpoint)
     found.verify()
-    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
+    rows = data.read_labelled(training_options.dataset_loc, text_fields=training_options.text_fields, label_field="tag")
     assert found.metadata.labels == LABELS
     assert found.metadata.text_fields == ["title", "description"]
     assert found.metadata.max_length == MAX_TOKENS
@@ -58,13 +47,13 @@ def test_training_gives_a_run_with_a_whole_checkpoint_that_names_what_made_it(
 
 
 def test_the_run_records_parameters_data_hash_and_metrics_of_every_epoch(
-    trained: train.TrainResult, options: train.TrainOptions, settings: config.Settings
+    trained: train.TrainResult, training_options: train.TrainOptions, settings: config.Settings
 ) -> None:
     store = runs.connect(settings)
     run = store.run(trained.run_id)
     assert (run.info.status, run.data.params["text_fields"]) == ("FINISHED", "title,description")
     assert run.data.params["data_sha256"] == checkpoint.read(trained.checkpoint).metadata.data_sha256
-    assert float(run.data.params["learning_rate"]) == options.parameters.learning_rate
+    assert float(run.data.params["learning_rate"]) == training_options.parameters.learning_rate
     for name in ("train_loss", "val_loss", "val_accuracy"):
         steps = {metric.step for metric in store.client.get_metric_history(trained.run_id, name)}
         assert steps == {1, 2}
@@ -98,10 +87,10 @@ def test_golden_rows_come_from_the_validation_rows(trained: train.TrainResult, s
 
 
 def test_the_splits_recorded_are_those_of_the_seed(
-    trained: train.TrainResult, options: train.TrainOptions, settings: config.Settings
+    trained: train.TrainResult, training_options: train.TrainOptions, settings: config.Settings
 ) -> None:
-    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
-    parts = data.split(rows.labels, shares=options.shares, seed=0)
+    rows = data.read_labelled(training_options.dataset_loc, text_fields=training_options.text_fields, label_field="tag")
+    parts = data.split(rows.labels, shares=training_options.shares, seed=0)
     table = runs.connect(settings).read_splits(trained.run_id)
     assert table is not None
     for part, positions in parts.items():
@@ -110,9 +99,9 @@ def test_the_splits_recorded_are_those_of_the_seed(
 
 
 def test_training_again_gives_the_same_weights(
-    trained: train.TrainResult, options: train.TrainOptions, settings: config.Settings
+    trained: train.TrainResult, training_options: train.TrainOptions, settings: config.Settings
 ) -> None:
-    again = train.train(options, settings)
+    again = train.train(training_options, settings)
     assert again.run_id != trained.run_id
     assert again.metrics == trained.metrics
     weights = [checkpoint.read(result.checkpoint).weights_sha256 for result in (again, trained)]
@@ -120,14 +109,14 @@ def test_training_again_gives_the_same_weights(
 
 
 def test_two_workers_train_one_model_even_with_ten_megabytes_in_one_cell(
-    options: train.TrainOptions, settings: config.Settings, tmp_path: Path
+    training_options: train.TrainOptions, settings: config.Settings, tmp_path: Path
 ) -> None:
-    table = pd.read_csv(options.dataset_loc)
+    table = pd.read_csv(training_options.dataset_loc)
     giant = pd.DataFrame([{"title": "giant", "description": "images " * 1_500_000, "tag": "computer-vision"}])
     path = tmp_path / "with-a-giant.csv"
     pd.concat([table, giant]).to_csv(path, index=False)
-    parameters = dataclasses.replace(options.parameters, num_fits=2, batch_size=8, class_weights=True)
-    changed = dataclasses.replace(options, dataset_loc=str(path), num_workers=2, parameters=parameters)
+    parameters = dataclasses.replace(training_options.parameters, num_fits=2, batch_size=8, class_weights=True)
+    changed = dataclasses.replace(training_options, dataset_loc=str(path), num_workers=2, parameters=parameters)
     result = train.train(changed, settings)
     store = runs.connect(settings)
     run = store.run(result.run_id)
@@ -136,15 +125,6 @@ def test_two_workers_train_one_model_even_with_ten_megabytes_in_one_cell(
     assert steps == {1, 2, 3, 4, 5}  # two fits of two epochs, and their average
     assert result.metrics["val_accuracy"] > 0.4  # by chance: 0.25
     assert predict.TorchPredictor.from_checkpoint(result.checkpoint).check_golden() < 1e-4
-
-
-@pytest.fixture
-def job(options: train.TrainOptions, tiny_tokenizer: Path) -> train_worker.Job:
-    """What a worker is given for the small file."""
-    encoder = encoders.find(options.encoder)
-    rows = data.read_labelled(options.dataset_loc, text_fields=options.text_fields, label_field="tag")
-    parts = data.split(rows.labels, shares=options.shares, seed=0)
-    return train._job(tiny_tokenizer, train._metadata(options, encoder, LABELS, rows), rows, parts, options.parameters)
 
 
 def test_a_fault_in_a_worker_is_one_line_that_says_what_failed(
@@ -202,19 +182,21 @@ def test_what_the_workers_report_becomes_progress_and_logged_metrics(
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_refused_before_there_is_a_run(
-    options: train.TrainOptions, tmp_path: Path, header: str, lines: list[str], expected: str
+    training_options: train.TrainOptions, tmp_path: Path, header: str, lines: list[str], expected: str
 ) -> None:
-    changed = dataclasses.replace(options, dataset_loc=written(tmp_path, lines, header))
+    changed = dataclasses.replace(training_options, dataset_loc=written(tmp_path, lines, header))
     settings = config.load(home=tmp_path / "home")
     with pytest.raises(errors.InputError, match=expected):
         train.train(changed, settings)
     assert not settings.home.exists()
 
 
-def test_an_unknown_encoder_is_refused_before_there_is_a_run(options: train.TrainOptions, tmp_path: Path) -> None:
+def test_an_unknown_encoder_is_refused_before_there_is_a_run(
+    training_options: train.TrainOptions, tmp_path: Path
+) -> None:
     settings = config.load(home=tmp_path / "home")
     with pytest.raises(errors.NotFoundError, match="encoder 'nobody/nothing' not found"):
-        train.train(dataclasses.replace(options, encoder="nobody/nothing"), settings)
+        train.train(dataclasses.replace(training_options, encoder="nobody/nothing"), settings)
     assert not settings.home.exists()
 
 
@@ -223,19 +205,19 @@ def test_classes_are_in_alphabetical_order() -> None:
 
 
 def test_texts_are_cut_to_the_length_asked_for_or_to_what_the_encoder_takes(
-    options: train.TrainOptions, tiny_encoder: Path
+    training_options: train.TrainOptions, tiny_encoder: Path
 ) -> None:
     rows = data.LabelledText([], [], [])
     encoder = encoders.find(str(tiny_encoder))
     lengths = [
-        train._metadata(dataclasses.replace(options, max_length=length), encoder, LABELS, rows).max_length
+        train._metadata(dataclasses.replace(training_options, max_length=length), encoder, LABELS, rows).max_length
         for length in (16, 512)
     ]
     assert lengths == [16, MAX_TOKENS]
 
 
-def test_options_are_recorded_as_plain_parameters(options: train.TrainOptions) -> None:
-    params = train._params(options, data.LabelledText([], ["a"], ["x"]))
+def test_options_are_recorded_as_plain_parameters(training_options: train.TrainOptions) -> None:
+    params = train._params(training_options, data.LabelledText([], ["a"], ["x"]))
     assert (params["num_rows"], params["seed"], params["num_workers"]) == (1, 0, 1)
     assert "parameters" not in params
     assert json.dumps(params, default=str)

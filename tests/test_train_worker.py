@@ -9,24 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from madewithml import data, encoders, errors, fitting, models, tokenization, train_worker
-from tests.conftest import LABELS, MAX_TOKENS, tiny_parameters
-
-
-@pytest.fixture
-def job(small_file: Path, tiny_tokenizer: Path, tiny_encoder: Path) -> train_worker.Job:
-    """What a worker is given for the small file."""
-    encoder = encoders.find(str(tiny_encoder))
-    rows = data.read_labelled(str(small_file), text_fields=("title", "description"), label_field="tag")
-    parts = data.split(rows.labels, shares=data.DEFAULT_SHARES, seed=0)
-    tokenizer = tokenization.Tokenizer.from_file(tiny_tokenizer / "tokenizer.json", max_length=MAX_TOKENS, pad_id=0)
-
-    def examples(part: str) -> fitting.Examples:
-        tokens = tokenizer.encode([rows.texts[i] for i in parts[part]])
-        return fitting.Examples([t.ids for t in tokens], [LABELS.index(rows.labels[i]) for i in parts[part]])
-
-    identity = {"name": encoder.name, "sha256": encoder.sha256}
-    return train_worker.Job(identity, LABELS, examples("train"), examples("validation"), 0, tiny_parameters())
+from madewithml import errors, fitting, models, train_worker
 
 
 def test_another_encoder_on_another_machine_is_refused(job: train_worker.Job) -> None:
