@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from madewithml import checkpoint, engines, predict, train, train_worker
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+if "COVERAGE_PROCESS_CONFIG" in os.environ:  # see `measured/sitecustomize.py`
+    os.environ["TESTS_COVERAGE_CONFIG"] = os.environ.pop("COVERAGE_PROCESS_CONFIG")
+    measured = str(Path(__file__).parent / "measured")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [measured, os.environ.get("PYTHONPATH")]))
 SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
 LABELS = ["computer-vision", "mlops", "natural-language-processing", "other"]
 EXPERIMENT = "tiny"
