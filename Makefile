@@ -54,7 +54,7 @@ serve: $(if $(RUN_ID),install,demo)  ## Serve RUN_ID, or the demo run, on PORT
 	exec $(BIN)/madewithml serve --run-id "$$run_id" --port $(PORT) $(SERVE_OPTIONS)
 
 test: install clients  ## Every test but the slow ones, with coverage
-	@echo "== tests, in two processes (ten to thirteen minutes on two cores; the second prints at the end)"
+	@echo "== tests, in two processes (about nine minutes on two cores; the second prints at the end)"
 	@rm -f .coverage .coverage.*
 	@$(BIN)/coverage run -m pytest -m "not slow" tests/test_*.py $(BESIDE) > .others.log 2>&1 & others=$$!; \
 	  $(BIN)/coverage run -m pytest -m "not slow" tests/serving $(addprefix --ignore=,$(BESIDE)); serving=$$?; \
