@@ -16,15 +16,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each process of a service wou
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of torch would keep Ray's workers off the cores
 
 from madewithml import config
+from tests.measured import sitecustomize
 
 if TYPE_CHECKING:
     from madewithml import checkpoint, engines, predict, train, train_worker
 
+if sitecustomize.COVERAGES in os.environ:  # processes that tests start are measured as that module says
+    os.environ[sitecustomize.KEPT] = os.environ.pop(sitecustomize.COVERAGES)
+    found_first = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, found_first))
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-if "COVERAGE_PROCESS_CONFIG" in os.environ:  # see `measured/sitecustomize.py`
-    os.environ["TESTS_COVERAGE_CONFIG"] = os.environ.pop("COVERAGE_PROCESS_CONFIG")
-    measured = str(Path(__file__).parent / "measured")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [measured, os.environ.get("PYTHONPATH")]))
 SAMPLE = REPOSITORY / "madewithml" / "sample" / "projects.csv"
 LABELS = ["computer-vision", "mlops", "natural-language-processing", "other"]
 EXPERIMENT = "tiny"

@@ -11,6 +11,8 @@ import sys
 # Where coverage's own variable is kept: under that name it would start in every process.
 KEPT = "TESTS_COVERAGE_CONFIG"
 COVERAGES = "COVERAGE_PROCESS_CONFIG"
+# Where Ray's own scripts are; a project may well be in a folder of that name.
+RAYS = f"{os.sep}site-packages{os.sep}ray{os.sep}"
 
 
 def start() -> None:
@@ -24,6 +26,6 @@ def start() -> None:
         del os.environ[COVERAGES]
 
 
-if KEPT in os.environ and not any(f"{os.sep}ray{os.sep}" in argument for argument in sys.orig_argv[1:4]):
+if KEPT in os.environ and not any(RAYS in argument for argument in sys.orig_argv[1:4]):
     with contextlib.suppress(ImportError):  # in a client's own environment
         start()
